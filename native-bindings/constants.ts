@@ -1,0 +1,106 @@
+/**
+ * The kernel's numbers, under the kernel's names: <sys/socket.h>, <netinet/tcp.h>, <sys/epoll.h>,
+ * <fcntl.h>, <linux/netfilter_ipv4.h>. Values are those of the asm-generic headers, which x86,
+ * arm, arm64, riscv and loongarch share. No behaviour lives here.
+ */
+
+// errno(3), as positive numbers; a failed call answers the negative.
+export const EPERM = 1;
+export const ENOENT = 2;
+export const EINTR = 4;
+export const EBADF = 9;
+export const EAGAIN = 11;
+export const ENOMEM = 12;
+export const EACCES = 13;
+export const EBUSY = 16;
+export const EINVAL = 22;
+export const ENFILE = 23;
+export const EMFILE = 24;
+export const EPIPE = 32;
+export const EPROTO = 71;
+export const ENOPROTOOPT = 92;
+export const EOPNOTSUPP = 95;
+export const EAFNOSUPPORT = 97;
+export const EADDRINUSE = 98;
+export const EADDRNOTAVAIL = 99;
+export const ENETDOWN = 100;
+export const ENETUNREACH = 101;
+export const ECONNABORTED = 103;
+export const ECONNRESET = 104;
+export const ENOBUFS = 105;
+export const ENOTCONN = 107;
+export const ETIMEDOUT = 110;
+export const ECONNREFUSED = 111;
+export const EHOSTUNREACH = 113;
+export const EINPROGRESS = 115;
+
+// socket(2), ip(7), ipv6(7)
+export const AF_INET = 2;
+export const AF_INET6 = 10;
+export const SOCK_STREAM = 1;
+export const SOCK_NONBLOCK = 0o4000;
+export const SOCK_CLOEXEC = 0o2000000;
+export const SOL_SOCKET = 1;
+export const SO_REUSEADDR = 2;
+export const SO_ERROR = 4;
+export const SO_KEEPALIVE = 9;
+export const SO_LINGER = 13;
+export const SO_REUSEPORT = 15;
+export const SO_MARK = 36;
+export const SOL_IP = 0;
+export const IP_TRANSPARENT = 19;
+export const SO_ORIGINAL_DST = 80;
+export const SOL_IPV6 = 41;
+export const IPV6_V6ONLY = 26;
+export const IPV6_TRANSPARENT = 75;
+export const IP6T_SO_ORIGINAL_DST = 80;
+
+// tcp(7)
+export const SOL_TCP = 6;
+export const TCP_NODELAY = 1;
+export const TCP_KEEPIDLE = 4;
+export const TCP_KEEPINTVL = 5;
+export const TCP_KEEPCNT = 6;
+export const TCP_USER_TIMEOUT = 18;
+/** ioctl: bytes sent and not yet acknowledged, plus those not yet sent. */
+export const SIOCOUTQ = 0x5411;
+
+// recv(2), send(2), shutdown(2)
+export const MSG_PEEK = 0x2;
+export const MSG_TRUNC = 0x20;
+export const MSG_DONTWAIT = 0x40;
+export const MSG_NOSIGNAL = 0x4000;
+export const SHUT_RD = 0;
+export const SHUT_WR = 1;
+export const SHUT_RDWR = 2;
+
+// epoll(7). struct epoll_event is packed on x86-64 only (EPOLL_PACKED in <sys/epoll.h>); elsewhere
+// the 64-bit data is aligned to 8. The wrong one gives wild data, so it is decided once, here.
+export const EPOLL_EVENT_SIZE = process.arch === "x64" ? 12 : 16;
+export const EPOLL_EVENT_DATA = process.arch === "x64" ? 4 : 8;
+export const EPOLL_CTL_ADD = 1;
+export const EPOLL_CTL_DEL = 2;
+export const EPOLL_CTL_MOD = 3;
+export const EPOLLIN = 0x1;
+export const EPOLLOUT = 0x4;
+export const EPOLLERR = 0x8;
+export const EPOLLHUP = 0x10;
+export const EPOLLRDHUP = 0x2000;
+export const EPOLLET = 0x80000000;
+export const EPOLL_CLOEXEC = 0o2000000;
+
+// pipe(2), fcntl(2), splice(2), eventfd(2)
+export const O_NONBLOCK = 0o4000;
+export const O_CLOEXEC = 0o2000000;
+export const F_SETPIPE_SZ = 1031;
+export const F_GETPIPE_SZ = 1032;
+export const SPLICE_F_MOVE = 1;
+export const SPLICE_F_NONBLOCK = 2;
+export const EFD_NONBLOCK = 0o4000;
+export const EFD_CLOEXEC = 0o2000000;
+
+// getrlimit(2)
+export const RLIMIT_NOFILE = 7;
+
+/** sizeof(struct sockaddr_in6): room for the address of either family. */
+export const SOCKADDR_SIZE = 28;

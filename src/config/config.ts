@@ -1,0 +1,75 @@
+/**
+ * What a configuration file comes to: a frozen value that cannot be wrong. Everything that runs
+ * takes a Config or a part of it; nothing else reads a file, an environment variable or a flag.
+ */
+import type { Credentials } from "../protocol/handshake.ts";
+
+/** A socket address to listen on or to dial: the text for people, the bytes for the kernel. */
+export interface SocketAddress {
+  /** "127.0.0.1:1081" or "[::1]:1081". */
+  readonly text: string;
+  /** struct sockaddr_in or sockaddr_in6: 16 or 28 bytes. */
+  readonly bytes: Uint8Array;
+}
+
+export interface ListenAddress extends SocketAddress {
+  /** An IPv6 wildcard that also takes IPv4 (":1081", "0.0.0.0:1081" and "[::]:1081" in Go's way). */
+  readonly dualStack: boolean;
+  /** Half of "localhost": left out with a warning on a host that has no such address. */
+  readonly optional: boolean;
+}
+
+export type Upstream =
+  | { readonly kind: "direct" }
+  | {
+      readonly kind: "socks5" | "http";
+      /** An IP address without brackets, or a name. */
+      readonly host: string;
+      readonly port: number;
+      readonly credentials: Credentials | null;
+      /** Without credentials: for logs. */
+      readonly text: string;
+    };
+
+export type LogLevel = "critical" | "error" | "warning" | "info" | "debug";
+export type LogFormat = "plain" | "logfmt" | "json";
+
+export interface Config {
+  readonly listen: readonly ListenAddress[];
+  readonly upstream: Upstream;
+  readonly mode: "redirect" | "tproxy";
+  /** Worker threads. null: one for each CPU. */
+  readonly workers: number | null;
+  /** SO_MARK for our own sockets. null: none. */
+  readonly mark: number | null;
+  /** null: what the fd budget carries. */
+  readonly maxConnections: number | null;
+  readonly timeouts: {
+    readonly dialMs: number;
+    readonly handshakeMs: number;
+    readonly halfClosedMs: number;
+    readonly idleMs: number;
+    readonly drainMs: number;
+  };
+  readonly tcp: {
+    readonly keepaliveIdleMs: number;
+    readonly keepaliveIntervalMs: number;
+    readonly keepaliveProbes: number;
+    readonly userTimeoutMs: number;
+  };
+  readonly limits: {
+    /** At the limit new connections wait in the backlog, or are reset. */
+    readonly whenFull: "wait" | "reset";
+    /** Pipes in use at once, all workers together. null: what the kernel allows this user. */
+    readonly pipes: number | null;
+    readonly pipeBytes: number;
+  };
+  /** Greeting, authentication and request in one write. */
+  readonly pipelined: boolean;
+  readonly log: {
+    /** null: standard error. */
+    readonly filename: string | null;
+    readonly level: LogLevel;
+    readonly format: LogFormat;
+  };
+}
