@@ -1,0 +1,180 @@
+/**
+ * The client's half of an HTTP CONNECT tunnel: RFC 9110 section 9.3.6, HTTP/1.1, Basic.
+ *
+ *     request -> STATUS --2xx--> HEADER -> finish
+ *                  ^ |             |
+ *                  | `-1xx------> HEADER (skipped)
+ *                  `---------------'
+ *
+ * A 2xx answer has no body whatever its header says: what comes after the empty line is the
+ * tunnel's. Lines may end in a bare LF. The header's end is searched for once, in linear time.
+ */
+import { writeHostPort } from "./address.ts";
+import type { Credentials, Destination, Handshake, Step } from "./handshake.ts";
+
+/** The longest answer that we keep, interim answers included. Browsers and curl allow as much. */
+const INPUT_BYTES_MAX = 16 * 1024;
+
+const LF = 0x0a;
+const CR = 0x0d;
+/** How a status line must start. v: 0 or 1; n: a digit; the last is a space or the line's end. */
+const STATUS_LINE = "HTTP/1.v nnn ";
+const STATUS_AT = 9;
+
+const SWITCHING_PROTOCOLS = 101;
+const PROXY_AUTHENTICATION_REQUIRED = 407;
+
+const READ: Step = Object.freeze({ do: "read" });
+
+const ascii = (text: string) => Uint8Array.from(text, (character) => character.charCodeAt(0));
+const CONNECT = ascii("CONNECT ");
+const VERSION_AND_HOST = ascii(" HTTP/1.1\r\nHost: ");
+const USER_AGENT = ascii("\r\nUser-Agent: transplice\r\n");
+const AUTHORIZATION = ascii("Proxy-Authorization: Basic ");
+const END_OF_LINE = ascii("\r\n");
+const BASE64 = ascii("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
+
+/** Of user and password together; with them, the request still fits OUTPUT_BYTES_MAX. */
+export const CREDENTIALS_BYTES_MAX = 2048;
+
+// What we are at.
+const START = 0;
+const STATUS = 1;
+const HEADER = 2;
+
+export class HttpConnect implements Handshake {
+  readonly inputBytesMax = INPUT_BYTES_MAX;
+  readonly #destination: Destination;
+  readonly #credentials: Credentials | null;
+  #state = START;
+  #status = 0;
+  /** Where the present answer starts, counted as `#scanned`. */
+  #answer = 0;
+  /** How much of the input is judged, from its start; it is never looked at again. */
+  #scanned = 0;
+
+  /** User and password together may not be longer than CREDENTIALS_BYTES_MAX. */
+  constructor(destination: Destination, credentials: Credentials | null) {
+    this.#destination = destination;
+    this.#credentials = credentials;
+  }
+
+  advance(input: Uint8Array, start: number, end: number, output: Uint8Array): Step {
+    if (this.#state === START) {
+      this.#state = STATUS;
+      return { do: "write", length: this.#writeRequest(output), consumed: 0 };
+    }
+    const inputEnd = Math.min(end, start + INPUT_BYTES_MAX);
+    for (;;) {
+      if (this.#state === STATUS) {
+        const failed = this.#readStatus(input, start, inputEnd);
+        if (failed !== null) return failed;
+      }
+      if (this.#state === STATUS || !this.#findEnd(input, start, inputEnd)) break;
+      if (this.#status >= 200) return { do: "finish", consumed: this.#scanned };
+      this.#state = STATUS;
+      this.#answer = this.#scanned;
+    }
+    if (inputEnd - start < INPUT_BYTES_MAX) return READ;
+    return { do: "fail", failure: { code: "too-long", bytesMax: INPUT_BYTES_MAX } };
+  }
+
+  /** Goes on to HEADER once the status is there and good; answers what is wrong with it, or null. */
+  #readStatus(input: Uint8Array, start: number, end: number): Step | null {
+    const line = start + this.#answer;
+    for (let at = start + this.#scanned; at < end; at++) {
+      const place = at - line;
+      const byte = input[at]!;
+      if (!fits(byte, place)) {
+        const detail = "the answer does not start with an HTTP/1 status line";
+        return { do: "fail", failure: { code: "malformed", detail } };
+      }
+      if (place < STATUS_LINE.length - 1) continue;
+      // The last byte is left to be read again: it may be the first line's end.
+      this.#scanned = at - start;
+      this.#state = HEADER;
+      this.#status = 0;
+      for (let i = 0; i < 3; i++) this.#status = this.#status * 10 + (input[line + STATUS_AT + i]! & 15);
+      return judge(this.#status);
+    }
+    this.#scanned = end - start;
+    return null;
+  }
+
+  /** Whether the empty line is there; `#scanned` is then past it. */
+  #findEnd(input: Uint8Array, start: number, end: number): boolean {
+    for (let at = start + this.#scanned; at < end; at++) {
+      if (input[at] !== LF) continue;
+      const next = at + 1 < end && input[at + 1] === CR ? at + 2 : at + 1;
+      if (next >= end) {
+        this.#scanned = at - start;
+        return false;
+      }
+      if (input[next] === LF) {
+        this.#scanned = next + 1 - start;
+        return true;
+      }
+    }
+    this.#scanned = end - start;
+    return false;
+  }
+
+  #writeRequest(output: Uint8Array): number {
+    let to = write(CONNECT, output, 0);
+    const host = to;
+    to = writeHostPort(this.#destination, output, to);
+    const hostEnd = to;
+    to = write(VERSION_AND_HOST, output, to);
+    output.copyWithin(to, host, hostEnd);
+    to = write(USER_AGENT, output, to + hostEnd - host);
+    if (this.#credentials !== null) {
+      to = write(AUTHORIZATION, output, to);
+      to = writeBasic(this.#credentials, output, to);
+      to = write(END_OF_LINE, output, to);
+    }
+    return write(END_OF_LINE, output, to);
+  }
+}
+
+/** Whether a status line may have this byte at this place. */
+function fits(byte: number, place: number): boolean {
+  switch (STATUS_LINE[place]) {
+    case "v": return byte === 0x30 || byte === 0x31;
+    case "n": return byte >= 0x30 && byte <= 0x39;
+    default: break;
+  }
+  if (byte === STATUS_LINE.charCodeAt(place)) return true;
+  return place === STATUS_LINE.length - 1 && (byte === CR || byte === LF);
+}
+
+/** Null: an interim answer or a success, whose header is still to be read. */
+function judge(status: number): Step | null {
+  if (status >= 100 && status < 300 && status !== SWITCHING_PROTOCOLS) return null;
+  return {
+    do: "fail",
+    failure:
+      status === PROXY_AUTHENTICATION_REQUIRED ? { code: "auth-refused" } : { code: "status", status },
+  };
+}
+
+function write(bytes: Uint8Array, output: Uint8Array, to: number): number {
+  output.set(bytes, to);
+  return to + bytes.length;
+}
+
+/** Writes the base64 of "user:password" (RFC 7617) to `output` at `to`; answers where it ended. */
+function writeBasic({ user, password }: Credentials, output: Uint8Array, to: number): number {
+  const length = user.length + 1 + password.length;
+  const byteAt = (i: number): number => {
+    if (i < user.length) return user[i]!;
+    return i === user.length ? 0x3a : (password[i - user.length - 1] ?? 0);
+  };
+  for (let i = 0; i < length; i += 3) {
+    const three = (byteAt(i) << 16) | (byteAt(i + 1) << 8) | byteAt(i + 2);
+    output[to++] = BASE64[three >> 18]!;
+    output[to++] = BASE64[(three >> 12) & 63]!;
+    output[to++] = i + 1 < length ? BASE64[(three >> 6) & 63]! : 0x3d;
+    output[to++] = i + 2 < length ? BASE64[three & 63]! : 0x3d;
+  }
+  return to;
+}
