@@ -1,0 +1,177 @@
+/**
+ * The program under test: its configuration file, its process, its log.
+ */
+import { strict as assert } from "node:assert";
+import { readFileSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { eventually } from "./actors.ts";
+import { describe, type Exit, type Process } from "./process.ts";
+import { type Host, PRIVATE } from "./sandbox.ts";
+
+export const MAIN = fileURLToPath(new URL("../../src/main.js", import.meta.url));
+
+type Value = string | number | boolean | readonly string[];
+/** Keys of the file; a key's object is a table. */
+export type Settings = { readonly [key: string]: Value | { readonly [key: string]: Value } };
+
+/** One line of the log. */
+export interface Entry {
+  severity: string;
+  message: string;
+  [field: string]: unknown;
+}
+
+/** "proxy ends", with what is known of the connection. */
+export interface Ended extends Entry {
+  client_addr: string;
+  dest_addr: string;
+  elapsed: number;
+  tx_bytes: number;
+  rx_bytes: number;
+  reason: string;
+}
+
+export interface StartOptions {
+  /** Soft and hard limit of open files: "64", "64:4096". */
+  nofile?: string;
+  env?: NodeJS.ProcessEnv;
+  nodeFlags?: readonly string[];
+}
+
+let files = 0;
+
+export class Relay {
+  readonly process: Process;
+  readonly file: string;
+  #settings: Settings;
+
+  private constructor(process: Process, file: string, settings: Settings) {
+    this.process = process;
+    this.file = file;
+    this.#settings = settings;
+  }
+
+  /** Starts it; it may be still on its way when this answers. See ready(). */
+  static spawn(host: Host, settings: Settings, options: StartOptions = {}): Relay {
+    const file = `${PRIVATE}/transplice-${files++}.toml`;
+    const complete = withLog(settings);
+    writeFileSync(file, toml(complete));
+    const command = [process.execPath, ...(options.nodeFlags ?? []), MAIN, "-f", file];
+    if (options.nofile !== undefined) command.unshift("prlimit", `--nofile=${options.nofile}`);
+    const child = host.spawn(command[0]!, command.slice(1), {
+      title: "transplice",
+      env: { ...process.env, NODE_OPTIONS: "", ...options.env },
+    });
+    return new Relay(child, file, complete);
+  }
+
+  async ready(): Promise<this> {
+    await this.logged("readiness", (entry) => entry.message.includes("is ready"), 20_000);
+    return this;
+  }
+
+  /** Every line of the log so far. */
+  log(): Entry[] {
+    return entriesOf(this.#logFile() === null ? this.process.output : this.#read());
+  }
+
+  /** Lines that ended connections. */
+  ends(): Ended[] {
+    return this.log().filter((entry) => entry.message.startsWith("proxy ends")) as Ended[];
+  }
+
+  /** Waits for a line of the log. */
+  async logged(
+    what: string, wanted: (entry: Entry) => boolean, withinMs = 10_000,
+  ): Promise<Entry> {
+    let found: Entry | undefined;
+    await eventually(
+      `the log has ${what}`,
+      () => {
+        found = this.log().find(wanted);
+        if (found === undefined && this.process.exit !== null) {
+          assert.fail(`${describe(this.process.exit)} before the log had ${what}`);
+        }
+        return found !== undefined;
+      },
+      withinMs,
+    );
+    return found!;
+  }
+
+  /** Waits for the end of the connection to this destination, and answers the line that says so. */
+  async ended(destination: string, withinMs = 10_000): Promise<Ended> {
+    const entry = await this.logged(
+      `the end of a connection to ${destination}`,
+      (each) => each.message.startsWith("proxy ends") && each["dest_addr"] === destination,
+      withinMs,
+    );
+    return entry as Ended;
+  }
+
+  /** Writes a new file; nothing happens until a reload. */
+  configure(settings: Settings): void {
+    this.#settings = withLog(settings);
+    writeFileSync(this.file, toml(this.#settings));
+  }
+
+  /** SIGHUP, and waits until the log has an answer to it that was not there before. */
+  async reload(answer: (entry: Entry) => boolean = isReloaded): Promise<Entry> {
+    const before = this.log().filter(answer).length;
+    this.process.signal("SIGHUP");
+    await eventually("the reload is answered", () => this.log().filter(answer).length > before);
+    return this.log().filter(answer).at(-1)!;
+  }
+
+  /** TERM; answers how it ended. */
+  async stop(withinMs = 5_000): Promise<Exit> {
+    return this.process.stop(withinMs);
+  }
+
+  #logFile(): string | null {
+    const log = this.#settings["log"] as { readonly filename?: string } | undefined;
+    return log?.filename ?? null;
+  }
+
+  #read(): string {
+    try {
+      return readFileSync(this.#logFile()!, "utf8");
+    } catch {
+      return "";
+    }
+  }
+}
+
+export const isReloaded = (entry: Entry): boolean => /reload/i.test(entry.message);
+
+export function entriesOf(text: string): Entry[] {
+  return text.split("\n").flatMap((line) => {
+    if (!line.startsWith("{")) return [];
+    try {
+      return [JSON.parse(line) as Entry];
+    } catch {
+      return []; // The last line may be half there.
+    }
+  });
+}
+
+/** Tests read the log as JSON unless they say otherwise. */
+function withLog(settings: Settings): Settings {
+  const log = settings["log"] as { readonly [key: string]: Value } | undefined;
+  return { ...settings, log: { format: "json", level: "debug", ...log } };
+}
+
+export function toml(settings: Settings): string {
+  const value = (it: Value): string => JSON.stringify(it);
+  const lines: string[] = [];
+  const entries = Object.entries(settings);
+  const isTable = (it: unknown): it is { [key: string]: Value } =>
+    typeof it === "object" && !Array.isArray(it);
+  for (const [key, it] of entries) if (!isTable(it)) lines.push(`${key} = ${value(it as Value)}`);
+  for (const [key, it] of entries) {
+    if (!isTable(it)) continue;
+    lines.push(`[${key}]`, ...Object.entries(it).map(([name, each]) => `${name} = ${value(each)}`));
+  }
+  return `${lines.join("\n")}\n`;
+}
+

@@ -1,0 +1,246 @@
+/**
+ * A sandbox for tests and demonstrations: network, mount and process-id namespaces of one's own,
+ * in which everything may be done and from which nothing gets out.
+ *
+ *     enter()   starts this same program again inside, and waits for it; inside it returns at once
+ *     Host      a machine of the network inside: a network namespace with a name
+ *     Wire      an Ethernet segment that hosts are plugged into
+ *
+ * As root the namespaces are made directly, as an ordinary user through a user namespace. The
+ * program outside holds the other end of the inner one's standard input: however it goes, by
+ * Ctrl-C or by kill -9, the inner one reads the end of it and leaves, and with the first process
+ * the kernel ends all others and takes the networks and mounts away. Inside, /run is empty and
+ * private, so that locks, names and process-id files are nobody else's.
+ */
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
+import { constants } from "node:os";
+import koffi from "koffi";
+import { Process, type SpawnOptions } from "./process.ts";
+
+/** The files of the sandbox: gone with it. */
+export const PRIVATE = "/run/sandbox";
+
+const INSIDE = "TRANSPLICE_SANDBOX";
+const CLONE_NEWNET = 0x40000000;
+
+/** The first process inside: prepares what must be private, then starts the program. */
+const FIRST_PROCESS = `
+  set -e
+  mount -t tmpfs -o mode=0755 tmpfs /run
+  mkdir -p /run/netns /run/lock ${PRIVATE}/tmp
+  chmod 1777 /run/lock ${PRIVATE}/tmp
+  ip link set lo up
+  status=0
+  "$@" || status=$?
+  exit $status
+`;
+
+/**
+ * Call it first. Outside, it does not return: it ends the process with the inner one's exit
+ * status, or with 1 and one clear sentence on standard error where no sandbox can be had.
+ */
+export async function enter(remedy = "run it as root"): Promise<void> {
+  if (process.env[INSIDE] !== undefined) return settleIn();
+  const how = wayIn();
+  if ("refusal" in how) {
+    process.stderr.write(
+      `No sandbox can be made here: the kernel refuses new namespaces (${how.refusal}).\n` +
+        `Either ${remedy}, or allow user namespaces ` +
+        "(sysctl user.max_user_namespaces, kernel.unprivileged_userns_clone, " +
+        "kernel.apparmor_restrict_unprivileged_userns).\n",
+    );
+    process.exit(1);
+  }
+  const inner = spawn(
+    "unshare",
+    [...how.flags, "sh", "-c", FIRST_PROCESS, "sandbox", process.execPath, ...process.execArgv,
+      ...process.argv.slice(1)],
+    {
+      stdio: ["pipe", "inherit", "inherit"],
+      env: { ...process.env, [INSIDE]: how.name, TMPDIR: `${PRIVATE}/tmp`, HOME: `${PRIVATE}/tmp` },
+    },
+  );
+  inner.stdin.on("error", () => {});
+  const signals = ["SIGINT", "SIGTERM", "SIGHUP"] as const;
+  for (const signal of signals) {
+    process.on(signal, () => {
+      inner.stdin.destroy();
+      // The inner program gets a moment for its last words; --kill-child ends all that is left.
+      setTimeout(() => inner.kill("SIGKILL"), 3_000).unref();
+      inner.once("exit", () => process.exit(128 + constants.signals[signal]));
+    });
+  }
+  const status = await new Promise<number>((resolve) => {
+    inner.once("error", () => resolve(127));
+    inner.once("exit", (code, signal) => {
+      resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal]));
+    });
+  });
+  process.exit(status);
+}
+
+/** True inside, when the sandbox was made by an ordinary user: only one user id exists then. */
+export const unprivileged = (): boolean => process.env[INSIDE] === "user";
+
+function wayIn(): { name: "root" | "user"; flags: string[] } | { refusal: string } {
+  const flags = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+  const ways = [
+    ...(process.getuid?.() === 0 ? [{ name: "root" as const, flags }] : []),
+    { name: "user" as const, flags: ["--user", "--map-root-user", ...flags] },
+  ];
+  let refusal = "";
+  for (const way of ways) {
+    const trial = spawnSync("unshare", [...way.flags, "ip", "link", "set", "lo", "up"]);
+    if (trial.status === 0) return way;
+    refusal = trial.error?.message ?? String(trial.stderr).trim();
+  }
+  return { refusal };
+}
+
+/** Inside: leave when the program outside has gone, and give the network a hosts file. */
+function settleIn(): void {
+  process.stdin.on("close", () => process.exit(129));
+  process.stdin.on("error", () => process.exit(129));
+  process.stdin.resume();
+  (process.stdin as unknown as { unref(): void }).unref();
+}
+
+// ---------------------------------------------------------------------------------------------
+// Hosts and wires.
+
+const setns = koffi.load(null).func("int setns(int, int)");
+const home = openSync("/proc/thread-self/ns/net", "r");
+
+/** A thread can be on one host at a time: the one whose system calls are being made. */
+function moveTo(netns: number): void {
+  if (setns(netns, CLONE_NEWNET) !== 0) throw new Error(`setns: errno ${koffi.errno()}`);
+}
+
+export class Host {
+  readonly name: string;
+  readonly #netns: number;
+
+  constructor(name: string) {
+    this.name = name;
+    execFileSync("ip", ["netns", "add", name]);
+    this.#netns = openSync(`/run/netns/${name}`, "r");
+    this.ip("link set lo up");
+  }
+
+  /** Does the work on this host: sockets opened and programs started belong to it. */
+  within<T>(work: () => T): T {
+    moveTo(this.#netns);
+    try {
+      return work();
+    } finally {
+      moveTo(home);
+    }
+  }
+
+  /**
+   * For calls of Node's that make their socket in the next tick, as connect() to an address does:
+   * ticks run in the order they were asked for, so this one is between arrival and return.
+   */
+  withinNextTick(call: () => void): void {
+    process.nextTick(moveTo, this.#netns);
+    call();
+    process.nextTick(moveTo, home);
+  }
+
+  /** Runs a program to its end. Answers its output; throws, with what it said, if it fails. */
+  run(command: string, args: readonly string[] = [], input?: string): string {
+    const result = this.attempt(command, args, input);
+    if (result.status === 0) return result.stdout;
+    throw new Error(`${this.name}: ${command} ${args.join(" ")}: ${result.stderr.trim()}`);
+  }
+
+  attempt(
+    command: string, args: readonly string[] = [], input?: string,
+  ): { status: number | null; stdout: string; stderr: string } {
+    const options = { encoding: "utf8", timeout: 30_000, maxBuffer: 1 << 28 } as const;
+    const result = this.within(() =>
+      spawnSync(command, args, input === undefined ? options : { ...options, input }),
+    );
+    const stderr = result.error === undefined ? result.stderr : result.error.message;
+    return { status: result.status, stdout: result.stdout ?? "", stderr };
+  }
+
+  /** Starts a program that goes on. The caller ends it. */
+  spawn(command: string, args: readonly string[] = [], options: SpawnOptions = {}): Process {
+    return this.within(() => new Process(this.name, command, args, options));
+  }
+
+  /** Commands to ip(8), one a line. */
+  ip(...commands: string[]): void {
+    this.run("ip", ["-batch", "-"], `${commands.join("\n")}\n`);
+  }
+
+  /** sysctl of this network, such as "net.ipv4.ip_forward". */
+  sysctl(name: string, value: string | number): void {
+    this.within(() => writeFileSync(`/proc/sys/${name.replaceAll(".", "/")}`, String(value)));
+  }
+
+  /** Addresses of this host that are on no wire: others reach them by a route. */
+  owns(...addresses: string[]): void {
+    this.ip(...addresses.map((address) => `address add ${address} dev lo`));
+  }
+
+  route(to: string, via: string): void {
+    const family = via.includes(":") ? "-6" : "-4";
+    this.run("ip", [family, "route", "add", to, "via", via]);
+  }
+
+  remove(): void {
+    closeSync(this.#netns);
+    execFileSync("ip", ["netns", "delete", this.name]);
+  }
+}
+
+export class Wire {
+  readonly name: string;
+  #plugs = 0;
+
+  constructor(name: string) {
+    this.name = name;
+    home_ip(`link add name ${name} type bridge stp_state 0 forward_delay 0`, `link set ${name} up`);
+  }
+
+  /** Gives the host an interface of this wire's name, with the addresses ("192.0.2.1/24"). */
+  plug(host: Host, ...addresses: string[]): void {
+    const plug = `${this.name}${this.#plugs++}`;
+    home_ip(
+      `link add name ${plug} type veth peer name ${this.name} netns ${host.name}`,
+      `link set ${plug} master ${this.name} up`,
+    );
+    host.ip(
+      `link set ${this.name} up`,
+      ...addresses.map((address) => {
+        // Without duplicate address detection, which takes a second.
+        return `address add ${address} dev ${this.name}${address.includes(":") ? " nodad" : ""}`;
+      }),
+    );
+  }
+}
+
+function home_ip(...commands: string[]): void {
+  execFileSync("ip", ["-batch", "-"], { input: `${commands.join("\n")}\n` });
+}
+
+export const haveIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6");
+
+/** Replaces a file of the system by one of our own, for everybody inside. */
+export function shadow(path: string, content: string): void {
+  const own = `${PRIVATE}/${path.replaceAll("/", "_")}`;
+  mkdirSync(PRIVATE, { recursive: true });
+  const mounted = existsSync(own);
+  writeFileSync(own, content);
+  if (!mounted) execFileSync("mount", ["--bind", own, path]);
+}
+
+/** What the system's file says, with these lines of our own in front. */
+export function shadowAdding(path: string, lines: string): void {
+  const kept = `${PRIVATE}/${path.replaceAll("/", "_")}.kept`;
+  if (!existsSync(kept)) writeFileSync(kept, readFileSync(path, "utf8"));
+  shadow(path, `${lines}\n${readFileSync(kept, "utf8")}`);
+}

@@ -1,0 +1,207 @@
+/**
+ * A scriptable upstream: a SOCKS5 server or an HTTP proxy that grants, refuses, asks for a password,
+ * speaks byte by byte, glues the tunnel's first bytes to its reply, or falls silent at any stage,
+ * and that remembers what it was asked.
+ */
+import { connect, Listener, type Peer, PATIENCE_MS, text } from "./actors.ts";
+import type { Host } from "./sandbox.ts";
+
+/** What a client has asked for. */
+export interface Request {
+  host: string;
+  port: number;
+  credentials: { username: string; password: string } | null;
+  /** The header as it came (HTTP). */
+  header: string;
+}
+
+export interface Tunnel {
+  request: Request;
+  peer: Peer;
+}
+
+export interface Script {
+  protocol: "socks5" | "http";
+  credentials?: { username: string; password: string };
+  /** Reads on, but says nothing more: from the start, or after having got the named message. */
+  silentAt?: "accept" | "greeting" | "authentication" | "request";
+  /** The SOCKS5 reply code or HTTP status instead of success. */
+  refuse?: number;
+  /** The status of success (HTTP). */
+  status?: string;
+  /** Sent in one segment with the reply that grants. */
+  banner?: string;
+  /** Speaks one byte at a time. */
+  trickle?: boolean;
+  /** Connects to what was asked for, and relays. Left out: tunnels are for accept(). */
+  dials?: boolean;
+}
+
+const SUCCEEDED = 0;
+const REFUSED = 5;
+
+export class Upstream {
+  readonly listener: Listener;
+  readonly requests: Request[] = [];
+  readonly #host: Host;
+  readonly #script: Script;
+  readonly #fresh: Tunnel[] = [];
+  readonly #waiting: ((tunnel: Tunnel) => void)[] = [];
+
+  constructor(host: Host, address: string, port: number, script: Script) {
+    this.#host = host;
+    this.#script = script;
+    this.listener = new Listener(host, address, port, (peer) => {
+      // A client that leaves in mid-sentence is its own business.
+      this.#serve(peer).catch(() => peer.destroy());
+    });
+  }
+
+  /** Connections that came, granted or not. */
+  get peers(): readonly Peer[] {
+    return this.listener.peers;
+  }
+
+  url(userinfo = ""): string {
+    return `${this.#script.protocol}://${userinfo}${text(this.listener.address, this.listener.port)}`;
+  }
+
+  /** The next tunnel that was granted: our end of it is the destination's. */
+  async accept(withinMs = PATIENCE_MS): Promise<Tunnel> {
+    const fresh = this.#fresh.shift();
+    if (fresh !== undefined) return fresh;
+    return new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Error(`no tunnel in ${withinMs} ms`)), withinMs);
+      this.#waiting.push((tunnel) => {
+        clearTimeout(timer);
+        resolve(tunnel);
+      });
+    });
+  }
+
+  close(): void {
+    this.listener.close();
+  }
+
+  async #serve(peer: Peer): Promise<void> {
+    const script = this.#script;
+    if (script.silentAt === "accept") return;
+    const request = await (script.protocol === "socks5" ? this.#socks5(peer) : this.#http(peer));
+    if (request === null) return;
+    this.requests.push(request);
+    if (script.silentAt === "request") return;
+    if (script.refuse !== undefined) {
+      peer.finish(this.#reply(script.refuse));
+      return;
+    }
+    if (script.dials === true) {
+      await this.#dial(peer, request);
+      return;
+    }
+    await this.#say(peer, this.#reply(SUCCEEDED));
+    const tunnel = { request, peer };
+    const taker = this.#waiting.shift();
+    if (taker !== undefined) taker(tunnel);
+    else this.#fresh.push(tunnel);
+  }
+
+  async #socks5(peer: Peer): Promise<Request | null> {
+    const { silentAt, credentials: wanted } = this.#script;
+    const greeting = await peer.read(2);
+    const methods = await peer.read(greeting[1]!);
+    if (silentAt === "greeting") return null;
+    const method = wanted === undefined ? 0 : 2;
+    if (!methods.includes(method)) {
+      peer.finish(Buffer.from([5, 0xff]));
+      return null;
+    }
+    await this.#say(peer, Buffer.from([5, method]));
+    let credentials: Request["credentials"] = null;
+    if (wanted !== undefined) {
+      const username = String(await peer.read((await peer.read(2))[1]!));
+      const password = String(await peer.read((await peer.read(1))[0]!));
+      credentials = { username, password };
+      if (silentAt === "authentication") return null;
+      const right = username === wanted.username && password === wanted.password;
+      await this.#say(peer, Buffer.from([1, right ? 0 : 1]));
+      if (!right) {
+        peer.finish();
+        return null;
+      }
+    }
+    const head = await peer.read(4);
+    const address = await peer.read(head[3] === 4 ? 16 : 4);
+    const port = (await peer.read(2)).readUInt16BE();
+    return { host: addressText(address), port, credentials, header: "" };
+  }
+
+  async #http(peer: Peer): Promise<Request | null> {
+    const { credentials: wanted } = this.#script;
+    const header = await peer.readUntil("\r\n\r\n");
+    const target = /^CONNECT (\S+):(\d+) /.exec(header);
+    const basic = /^proxy-authorization: basic (\S+)/im.exec(header)?.[1];
+    const pair = basic === undefined ? null : String(Buffer.from(basic, "base64"));
+    const colon = pair?.indexOf(":") ?? 0;
+    const credentials = pair === null
+      ? null
+      : { username: pair.slice(0, colon), password: pair.slice(colon + 1) };
+    const request = {
+      host: (target?.[1] ?? "").replaceAll(/[[\]]/g, ""),
+      port: Number(target?.[2]),
+      credentials,
+      header,
+    };
+    const right = credentials?.username === wanted?.username &&
+      credentials?.password === wanted?.password;
+    if (wanted !== undefined && !right) {
+      this.requests.push(request);
+      peer.finish(this.#reply(407));
+      return null;
+    }
+    return request;
+  }
+
+  /** Connects to what was asked for, then relays: ends as ends, resets as resets. */
+  async #dial(peer: Peer, request: Request): Promise<void> {
+    const http = this.#script.protocol === "http";
+    const far = await connect(this.#host, request.host, request.port).catch(() => null);
+    if (far === null) {
+      peer.finish(this.#reply(http ? 502 : REFUSED));
+      return;
+    }
+    await this.#say(peer, this.#reply(SUCCEEDED));
+    for (const [from, to] of [[peer, far], [far, peer]] as const) {
+      from.socket.removeAllListeners("data");
+      from.socket.pipe(to.socket);
+      from.socket.once("error", () => to.reset());
+    }
+  }
+
+  #reply(code: number): Buffer {
+    const { protocol, status = "200 Connection established", banner = "" } = this.#script;
+    const granted = code === SUCCEEDED;
+    const reply = protocol === "socks5"
+      ? Buffer.from([5, code, 0, 1, 192, 0, 2, 2, 0x12, 0x34])
+      : Buffer.from(granted ? `HTTP/1.1 ${status}\r\n\r\n` : `HTTP/1.1 ${code} No\r\n\r\n`);
+    return granted ? Buffer.concat([reply, Buffer.from(banner)]) : reply;
+  }
+
+  async #say(peer: Peer, bytes: Buffer): Promise<void> {
+    if (this.#script.trickle !== true) {
+      peer.write(bytes);
+      return;
+    }
+    peer.socket.setNoDelay(true);
+    for (const byte of bytes) {
+      peer.write(Uint8Array.of(byte));
+      await new Promise((resolve) => setTimeout(resolve, 2));
+    }
+  }
+}
+
+function addressText(bytes: Buffer): string {
+  if (bytes.length === 4) return bytes.join(".");
+  const groups = Array.from({ length: 8 }, (_, i) => bytes.readUInt16BE(i * 2).toString(16));
+  // The longest run of zeros becomes "::", as everybody writes it.
+  return new URL(`http://[${groups.join(":")}]/`).hostname.slice(1, -1);
+}
