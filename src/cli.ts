@@ -1,0 +1,201 @@
+/**
+ * The command line: argv -> a frozen Command that says what to do. Does nothing itself: prints
+ * nothing, reads no file but package.json for --version, never exits.
+ *
+ * The predecessors are Go programs, where -logfile, --logfile, -logfile=F and --logfile=F are the
+ * same flag. Commander knows only --logfile, so Go's forms are rewritten before it sees them.
+ */
+import { readFileSync } from "node:fs";
+import { Command as Program, CommanderError } from "commander";
+import { DEFAULT_FILE } from "./config/file.ts";
+import type { Override } from "./config/parse.ts";
+import { nearest, quoted } from "./config/problem.ts";
+
+export type Command =
+  | { readonly kind: "run"; readonly file: string; readonly overrides: readonly Override[] }
+  | { readonly kind: "check"; readonly file: string; readonly overrides: readonly Override[] }
+  | { readonly kind: "print"; readonly text: string; readonly stream: "stdout" | "stderr"; readonly exitCode: number };
+
+interface Flag {
+  readonly takes: "value" | "nothing";
+  /** The long option that commander knows. */
+  readonly option: string;
+}
+
+/** All names of all flags, without dashes. */
+const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
+  ["f", { takes: "value", option: "file" }],
+  ["file", { takes: "value", option: "file" }],
+  ["logfile", { takes: "value", option: "logfile" }],
+  ["loglevel", { takes: "value", option: "loglevel" }],
+  ["logformat", { takes: "value", option: "logformat" }],
+  ["h", { takes: "nothing", option: "help" }],
+  ["help", { takes: "nothing", option: "help" }],
+  ["V", { takes: "nothing", option: "version" }],
+  ["version", { takes: "nothing", option: "version" }],
+]);
+
+const USAGE = "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n";
+
+/** `words` is argv without the interpreter and the script. */
+export function parseCommandLine(words: readonly string[]): Command {
+  const line = readGoFlags(words);
+  if ("wrong" in line) return misuse(line.wrong);
+  let said = "";
+  let command: Command | null = null;
+  const settle = (value: Command): void => {
+    command = value;
+  };
+  const program = describe(settle);
+  const stray = strayOperand(line.operands, program);
+  if (stray !== null) return misuse(stray);
+  for (const part of [program, ...program.commands]) {
+    part.exitOverride().configureOutput({
+      writeOut: (text) => {
+        said += text;
+      },
+      // Misuse is told in our own words.
+      writeErr: () => {},
+      getOutHelpWidth: () => 80,
+    });
+  }
+  try {
+    // The command first, so that --help beside it is the command's.
+    program.parse([...line.operands.slice(0, 1), ...line.flags, "--", ...line.operands.slice(1)], { from: "user" });
+  } catch (error) {
+    if (!(error instanceof CommanderError)) throw error;
+    if (error.exitCode === 0) return print(`${said.trimEnd()}\n`, "stdout", 0);
+    return misuse(error.message.replace(/^error: /, ""));
+  }
+  if (command === null) throw new Error("a command line without a command");
+  return command;
+}
+
+function describe(settle: (command: Command) => void): Program {
+  const program = new Program("transplice")
+    .description(
+      "A transparent TCP proxy: what the firewall redirects to it goes to its destination through a SOCKS5 or HTTP CONNECT proxy.",
+    )
+    .usage("[-f FILE] [flags]\n       transplice check [FILE]")
+    .version(`transplice ${packageVersion()}`, "-V, --version", "print the version")
+    .helpOption("-h, --help", "print this help")
+    .helpCommand(false)
+    .option("-f, --file <FILE>", `the configuration, in TOML (default: ${DEFAULT_FILE})`)
+    .option("--logfile <FILE>", "log to FILE (overrides filename in [log])")
+    .option("--loglevel <LEVEL>", "critical, error, warning, info or debug (overrides level in [log])")
+    .option("--logformat <FORMAT>", "plain, logfmt or json (overrides format in [log])")
+    .allowExcessArguments(false)
+    .action((options: Options) => settle(frozenCommand("run", options.file, options)));
+  program
+    .command("check")
+    .summary("say everything that is wrong with a configuration, and do no more")
+    .description("Say everything that is wrong with a configuration, and do no more. Exit code 0: it is valid; 1: it is not.")
+    .usage("[FILE]")
+    .argument("[FILE]", `the configuration (default: ${DEFAULT_FILE})`)
+    .allowExcessArguments(false)
+    .action((file: string | undefined) => {
+      const options = program.opts<Options>();
+      if (file !== undefined && options.file !== undefined) settle(misuse("check takes one file, as -f FILE or without -f"));
+      else settle(frozenCommand("check", file ?? options.file, options));
+    });
+  program.addHelpText(
+    "after",
+    `
+Flags may have one dash or two, and a value after = or a space.
+
+Signals:
+  TERM, INT    accept nothing more, let connections finish for a while, exit; twice: at once
+  HUP          read the configuration again, if it is valid
+  USR1         open the log file again
+
+Examples:
+  transplice                              run with ${DEFAULT_FILE}
+  transplice -f /etc/transocks.toml       run with a configuration written for transocks
+  transplice check my.toml                is it valid?
+  transplice -f my.toml -loglevel debug   run and say more
+`,
+  );
+  return program;
+}
+
+interface Options {
+  readonly file?: string;
+  readonly logfile?: string;
+  readonly loglevel?: string;
+  readonly logformat?: string;
+}
+
+function frozenCommand(kind: "run" | "check", file: string | undefined, options: Options): Command {
+  const overrides: Override[] = [];
+  if (options.logfile !== undefined) overrides.push({ key: "log.filename", text: options.logfile, from: "-logfile" });
+  if (options.loglevel !== undefined) overrides.push({ key: "log.level", text: options.loglevel, from: "-loglevel" });
+  if (options.logformat !== undefined) overrides.push({ key: "log.format", text: options.logformat, from: "-logformat" });
+  for (const override of overrides) Object.freeze(override);
+  return Object.freeze({ kind, file: file ?? DEFAULT_FILE, overrides: Object.freeze(overrides) });
+}
+
+/** What commander would call too many arguments. */
+function strayOperand(operands: readonly string[], program: Program): string | null {
+  const [name] = operands;
+  if (name === undefined) return null;
+  const names = program.commands.map((command) => command.name());
+  if (names.includes(name)) return operands.length > 2 ? `${name} takes one file` : null;
+  if (/[./]/.test(name)) return `${quoted(name)} is not a command; a configuration file is given as -f ${name}`;
+  const near = nearest(name, names);
+  return `${quoted(name)} is not a command; ${near === null ? `there is ${names.join(", ")}` : `did you mean ${near}?`}`;
+}
+
+/** -f FILE, --f=FILE, -logfile=F... -> --file=FILE, --logfile=F; or what is wrong with them. */
+function readGoFlags(words: readonly string[]): { flags: string[]; operands: string[] } | { wrong: string } {
+  const flags: string[] = [];
+  const operands: string[] = [];
+  for (let i = 0; i < words.length; i++) {
+    const word = words[i]!;
+    if (word === "--") {
+      operands.push(...words.slice(i + 1));
+      break;
+    }
+    const match = /^--?([^=-][^=]*)(?:=([\s\S]*))?$/.exec(word);
+    if (match === null) {
+      if (word.startsWith("-") && word !== "-") return { wrong: `${quoted(word)} is not a flag` };
+      operands.push(word);
+      continue;
+    }
+    const name = match[1]!;
+    const flag = FLAGS.get(name);
+    if (flag === undefined) {
+      const near = nearest(name, FLAGS.keys());
+      return { wrong: `${quoted(dashed(name))} is not a flag${near === null ? "" : `; did you mean ${dashed(near)}?`}` };
+    }
+    const value = match[2];
+    if (flag.takes === "nothing") {
+      if (value !== undefined) return { wrong: `${dashed(name)} takes no value` };
+      flags.push(`--${flag.option}`);
+    } else {
+      // As Go does: the next word is the value, whatever it looks like.
+      const given = value ?? words[++i];
+      if (given === undefined) return { wrong: `${dashed(name)} needs a value` };
+      if (given === "" && flag.option === "file") return { wrong: `${dashed(name)} needs the name of a file` };
+      flags.push(`--${flag.option}=${given}`);
+    }
+  }
+  return { flags, operands };
+}
+
+function dashed(name: string): string {
+  return name.length === 1 || name.startsWith("log") ? `-${name}` : `--${name}`;
+}
+
+function misuse(message: string): Command {
+  return print(`transplice: ${message}\n${USAGE}Try "transplice --help".\n`, "stderr", 2);
+}
+
+function print(text: string, stream: "stdout" | "stderr", exitCode: number): Command {
+  return Object.freeze({ kind: "print", text, stream, exitCode });
+}
+
+/** Two directories up both from dist/src/ and from an installed package's dist/src/. */
+function packageVersion(): string {
+  const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
+  return (JSON.parse(text) as { version: string }).version;
+}

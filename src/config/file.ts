@@ -1,0 +1,83 @@
+/** The configuration file itself: read within bounds, and handed to the parser. */
+import { open } from "node:fs/promises";
+import { type Override, type Parsed, parseConfig } from "./parse.ts";
+import type { Problem } from "./problem.ts";
+
+export const DEFAULT_FILE = "/etc/transplice.toml";
+
+/** A configuration of this size was meant to be another file (a log, a device). */
+const FILE_BYTES_MAX = 1024 * 1024;
+
+/** Never rejects: a file that cannot be read is a problem like any other. */
+export async function loadConfig(file: string, overrides: readonly Override[] = []): Promise<Parsed> {
+  const text = await readText(file);
+  if (typeof text === "string") return parseConfig(text, file, overrides);
+  // The flags are judged all the same, so that one start shows all there is to mend; of what an
+  // empty file lacks, nobody wants to hear.
+  const parsed = parseConfig('proxy_url = "direct:"', file, overrides);
+  return Object.freeze({ problems: Object.freeze([text, ..."problems" in parsed ? parsed.problems : []]) });
+}
+
+async function readText(file: string): Promise<string | Problem> {
+  const problem = (message: string, line: number | null = null): Problem =>
+    Object.freeze({ place: file, line, column: null, key: null, message });
+  let bytes: Uint8Array;
+  try {
+    bytes = await readBytes(file);
+  } catch (error) {
+    return problem(readFailure((error as NodeJS.ErrnoException).code ?? String(error)));
+  }
+  if (bytes.length > FILE_BYTES_MAX) return problem("is larger than 1 MiB; is it a configuration file?");
+  try {
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch {
+    return problem("is not UTF-8 here, which TOML must be", lineOfBadUtf8(bytes));
+  }
+}
+
+/** One byte more than allowed at most: /dev/zero is a file, too. */
+async function readBytes(file: string): Promise<Uint8Array> {
+  const handle = await open(file, "r");
+  try {
+    const buffer = new Uint8Array(FILE_BYTES_MAX + 1);
+    let length = 0;
+    while (length < buffer.length) {
+      const { bytesRead } = await handle.read(buffer, length, buffer.length - length, null);
+      if (bytesRead === 0) break;
+      length += bytesRead;
+    }
+    return buffer.subarray(0, length);
+  } finally {
+    await handle.close();
+  }
+}
+
+function readFailure(code: string): string {
+  switch (code) {
+    case "ENOENT":
+      return 'does not exist; name another with -f FILE, or create it with at least proxy_url = "socks5://HOST:PORT"';
+    case "EACCES":
+      return "may not be read by this user; check its permissions and those of its directory";
+    case "EISDIR":
+      return "is a directory; -f takes a file";
+    default:
+      return `cannot be read (${code})`;
+  }
+}
+
+function lineOfBadUtf8(bytes: Uint8Array): number {
+  let line = 1;
+  let start = 0;
+  // A newline byte never stands inside a character, so each line can be judged by itself.
+  for (let i = 0; i <= bytes.length; i++) {
+    if (i < bytes.length && bytes[i] !== 0x0a) continue;
+    try {
+      new TextDecoder("utf-8", { fatal: true }).decode(bytes.subarray(start, i));
+    } catch {
+      return line;
+    }
+    start = i + 1;
+    line++;
+  }
+  return line;
+}
