@@ -11,8 +11,9 @@
  *
  * 192.0.2.66 and 2001:db8:2::66 are black holes: what is sent there is never answered.
  */
+import { existsSync } from "node:fs";
 import { connect } from "./actors.ts";
-import { Host, Wire } from "./sandbox.ts";
+import { Host, shadow, Wire } from "./sandbox.ts";
 
 export interface Network {
   relay: Host;
@@ -31,6 +32,8 @@ export const FAMILIES = [4, 6] as const;
 export type Family = (typeof FAMILIES)[number];
 
 export function network(): Network {
+  // Who asks for a name shall hear at once that there is nobody to ask.
+  if (existsSync("/etc/resolv.conf")) shadow("/etc/resolv.conf", "nameserver 127.0.0.1\n");
   const relay = new Host("relay");
   const lan = new Host("lan");
   const proxy = new Host("proxy");

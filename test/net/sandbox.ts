@@ -238,9 +238,18 @@ export function shadow(path: string, content: string): void {
   if (!mounted) execFileSync("mount", ["--bind", own, path]);
 }
 
-/** What the system's file says, with these lines of our own in front. */
+const originals = new Map<string, string>();
+
+/** What the system's file says, if we may read it, with these lines of our own in front. */
 export function shadowAdding(path: string, lines: string): void {
-  const kept = `${PRIVATE}/${path.replaceAll("/", "_")}.kept`;
-  if (!existsSync(kept)) writeFileSync(kept, readFileSync(path, "utf8"));
-  shadow(path, `${lines}\n${readFileSync(kept, "utf8")}`);
+  if (!originals.has(path)) {
+    let original = "";
+    try {
+      original = readFileSync(path, "utf8");
+    } catch {
+      // /etc/shadow, to an ordinary user: then there is nothing in it but our own.
+    }
+    originals.set(path, original);
+  }
+  shadow(path, `${lines}\n${originals.get(path)}`);
 }

@@ -1,0 +1,63 @@
+/**
+ * A web server whose answers say what it saw, and curl to ask it.
+ */
+import { createServer, type Server } from "node:http";
+import { boundSocket, text } from "./actors.ts";
+import type { Process } from "./process.ts";
+import type { Host } from "./sandbox.ts";
+
+/** What the server saw of a request: the answer's body. */
+export interface Seen {
+  /** Who was on the other side of the connection: the proxy, if all is well. */
+  peer: string;
+  /** The address that the client wanted. */
+  local: string;
+  path: string;
+  host: string;
+}
+
+/** Answers with a Seen; /bytes/N with so many bytes, /slow/N so many milliseconds later. */
+export function webServer(host: Host, address: string, port: number): Server {
+  const server = createServer({ keepAliveTimeout: 1_000 }, (request, response) => {
+    const { socket, url = "", headers } = request;
+    const [, verb, number] = url.split("/");
+    const seen: Seen = {
+      peer: socket.remoteAddress ?? "",
+      local: text(socket.localAddress ?? "", socket.localPort ?? 0),
+      path: url,
+      host: headers.host ?? "",
+    };
+    const answer = (): void => void response.end(`${JSON.stringify(seen)}\n`);
+    request.resume();
+    if (verb === "bytes") response.end(Buffer.alloc(Number(number), "b"));
+    else if (verb === "slow") setTimeout(answer, Number(number));
+    else answer();
+  });
+  server.listen({ fd: boundSocket(host, address, port) });
+  return server;
+}
+
+export interface Fetched {
+  /** curl's exit status: 0 is success, 56 a reset, 52 an empty reply, 7 a refused connection. */
+  status: number | null;
+  body: Buffer;
+  error: string;
+}
+
+/** curl on a host, without any proxy setting of its own. */
+export async function curl(host: Host, ...args: string[]): Promise<Fetched> {
+  const program: Process = host.spawn(
+    "curl",
+    ["--silent", "--show-error", "--noproxy", "*", "--max-time", "30", ...args],
+    { binary: true },
+  );
+  const exit = await program.exited;
+  return { status: exit.code, body: Buffer.concat(program.data), error: program.output.trim() };
+}
+
+/** curl to a web server of ours: what that saw. Fails with curl's words if curl does. */
+export async function visit(host: Host, url: string, ...args: string[]): Promise<Seen> {
+  const { status, body, error } = await curl(host, ...args, url);
+  if (status !== 0) throw new Error(`curl ${url}: status ${status}: ${error}`);
+  return JSON.parse(String(body)) as Seen;
+}
