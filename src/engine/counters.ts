@@ -1,0 +1,47 @@
+/**
+ * What a worker counts: one row of numbers in shared memory, written by the worker alone and read
+ * by main at any time. So a scrape never touches a worker.
+ */
+import { REASONS, reasonNumber, type Reason } from "./ending.ts";
+
+const NAMES = [
+  /** Turns of the loop: a worker whose turns stand still hangs. */
+  "turns",
+  "tunnels",
+  "accepted",
+  "refusedFull",
+  "bytesUp",
+  "bytesDown",
+  "pipesLent",
+  "buffersLent",
+  "acceptErrors",
+  "journalDropped",
+  /** Dials that failed: main resolves the upstream's name again. */
+  "dialFailures",
+] as const;
+export type Counter = (typeof NAMES)[number];
+
+const AT = new Map<Counter, number>(NAMES.map((name, at) => [name, at]));
+const ROW = NAMES.length + REASONS.length;
+
+export const countersBytes = (workers: number): number => workers * ROW * 8;
+
+/** Positions in a row, for the hot path: counters.row[TUNNELS]++. */
+export const TURNS = AT.get("turns")!;
+export const TUNNELS = AT.get("tunnels")!;
+export const ACCEPTED = AT.get("accepted")!;
+export const REFUSED_FULL = AT.get("refusedFull")!;
+export const BYTES_UP = AT.get("bytesUp")!;
+export const BYTES_DOWN = AT.get("bytesDown")!;
+export const PIPES_LENT = AT.get("pipesLent")!;
+export const BUFFERS_LENT = AT.get("buffersLent")!;
+export const ACCEPT_ERRORS = AT.get("acceptErrors")!;
+export const JOURNAL_DROPPED = AT.get("journalDropped")!;
+export const DIAL_FAILURES = AT.get("dialFailures")!;
+
+/** The row of one worker. */
+export function countersRow(shared: SharedArrayBuffer, worker: number): Float64Array {
+  return new Float64Array(shared, worker * ROW * 8, ROW);
+}
+
+export const endingAt = (reason: Reason): number => NAMES.length + reasonNumber(reason);

@@ -1,0 +1,348 @@
+/**
+ * The data plane of one worker: its loop, pools and listeners, and the sessions that use them.
+ * Everything that comes from outside is an argument: the kernel, the clock, the shared memory.
+ */
+import {
+  EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLET, EPOLLIN,
+  SOCK_CLOEXEC, SOCK_NONBLOCK, ENOTSOCK,
+} from "../../native-bindings/constants.ts";
+import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
+import { OwnAddresses } from "../policy/own.ts";
+import { OUTPUT_BYTES_MAX } from "../protocol/handshake.ts";
+import { Admission } from "./admission.ts";
+import { assert } from "./assert.ts";
+import {
+  ACCEPTED, ACCEPT_ERRORS, BUFFERS_LENT, countersRow, endingAt, JOURNAL_DROPPED, PIPES_LENT,
+  REFUSED_FULL, TUNNELS, TURNS,
+} from "./counters.ts";
+import { type Ending, KINDS, reasonNumber } from "./ending.ts";
+import { ENDED, Journal } from "./journal.ts";
+import { Ledger } from "./ledger.ts";
+import { checked, type Limits } from "./limits.ts";
+import { Loop, type Source, type Task } from "./loop.ts";
+import { Loops } from "./loops.ts";
+import { Buffers, Pipes } from "./pools.ts";
+import { type Settings, Upstream } from "./route.ts";
+import { ROW_BYTES, Session } from "./session.ts";
+import { Timeouts, type Waiter } from "./timeouts.ts";
+
+/** Memory that all threads see. Made by main, outlives any worker. */
+export interface Shared {
+  readonly ledger: SharedArrayBuffer;
+  readonly admission: SharedArrayBuffer;
+  readonly counters: SharedArrayBuffer;
+  readonly loops: SharedArrayBuffer;
+}
+
+export interface EngineOptions {
+  readonly sys: Syscalls;
+  /** Monotonic, in ms. */
+  readonly clock: () => number;
+  /** Wall clock, in ms since the epoch. */
+  readonly wallClock: () => number;
+  readonly limits: Limits;
+  readonly settings: Settings;
+  readonly shared: Shared;
+  /** This worker's own: the tunnel table, and the journal. */
+  readonly rows: SharedArrayBuffer;
+  readonly journal: SharedArrayBuffer;
+  /** From 0; the owner's number in the ledger is one more. */
+  readonly worker: number;
+  /** How many lives this worker's number had before. */
+  readonly incarnation: number;
+}
+
+export const rowsBytes = (tunnels: number): number => tunnels * ROW_BYTES;
+
+/** After a shortage in accept4, when no tunnel's end tells us that it is over. */
+const ACCEPT_AGAIN_MS = 100;
+
+export class Engine {
+  readonly sys: Syscalls;
+  readonly limits: Limits;
+  readonly loop: Loop;
+  readonly timeouts: Timeouts;
+  readonly pipes: Pipes;
+  readonly buffers: Buffers;
+  readonly ledger: Ledger;
+  readonly loops: Loops;
+  readonly admission: Admission;
+  readonly counters: Float64Array;
+  readonly owner: number;
+  readonly rows: Memory;
+  /** For bytes between two calls of one task; nobody keeps anything in them. */
+  readonly scratch: Memory;
+  readonly output: Memory;
+  readonly worker: number;
+  settings: Settings;
+  upstream: Upstream;
+  own: OwnAddresses;
+  /** Read once a turn. */
+  nowMs: number;
+  readonly #clock: () => number;
+  readonly #wallClock: () => number;
+  readonly #journal: Journal;
+  readonly #incarnation: number;
+  readonly #listeners = new Map<number, Listener>();
+  readonly #sessions: Session[] = [];
+  readonly #idle: Session[] = [];
+  #lastId = 0;
+
+  constructor(options: EngineOptions) {
+    const { sys, shared, worker } = options;
+    this.sys = sys;
+    this.limits = checked(options.limits);
+    this.worker = worker;
+    this.owner = worker + 1;
+    this.#incarnation = options.incarnation;
+    this.#clock = options.clock;
+    this.#wallClock = options.wallClock;
+    this.nowMs = options.clock();
+    this.ledger = new Ledger(shared.ledger);
+    this.admission = new Admission(shared.admission, sys);
+    this.counters = countersRow(shared.counters, worker);
+    this.loops = new Loops(shared.loops, sys, this.owner);
+    this.rows = sys.memory(options.rows);
+    this.#journal = new Journal(options.journal);
+    this.scratch = sys.memory(this.limits.bufferBytes);
+    this.output = sys.memory(OUTPUT_BYTES_MAX);
+    this.loop = new Loop(sys, this.limits.eventsPerTurn);
+    this.ledger.own(this.loop.fd, this.owner);
+    this.timeouts = new Timeouts(this.nowMs);
+    this.pipes = new Pipes(sys, this.ledger, this.owner, this.limits.pipes, this.limits.pipeBytes);
+    this.buffers = new Buffers(sys, this.limits.buffers, this.limits.bufferBytes);
+    this.settings = options.settings;
+    this.upstream = new Upstream(options.settings.upstream, sys);
+    this.own = new OwnAddresses(options.settings.own);
+  }
+
+  get tunnels(): number {
+    return this.#sessions.length - this.#idle.length;
+  }
+
+  /** Waits for events or a deadline, and does what they ask for. */
+  turn(): void {
+    const { limits, timeouts, counters } = this;
+    this.loop.wait(timeouts.nextMs(this.nowMs, limits.sleepMs));
+    this.nowMs = this.#clock();
+    this.loop.run();
+    timeouts.expire(this.nowMs);
+    counters[TURNS]!++;
+    counters[TUNNELS] = this.tunnels;
+    counters[PIPES_LENT] = this.pipes.lent;
+    counters[BUFFERS_LENT] = this.buffers.lent;
+  }
+
+  /** For new tunnels; those that exist keep what they were begun with. */
+  configure(settings: Settings): void {
+    const { preferred } = this.upstream;
+    this.settings = settings;
+    this.upstream = new Upstream(settings.upstream, this.sys);
+    this.upstream.preferred = Math.min(preferred, Math.max(0, this.upstream.addresses.length - 1));
+    this.own = new OwnAddresses(settings.own);
+    this.resumeAccepting();
+  }
+
+  /** Accepts from a listening socket, which stays its maker's. */
+  listen(fd: number): void {
+    const listener = new Listener(this, fd);
+    const result = this.loop.add(fd, EPOLLIN | EPOLLET, this.loop.number(listener));
+    assert(result >= 0, `epoll_ctl for a listener answered ${result}`);
+    this.#listeners.set(fd, listener);
+  }
+
+  /** Takes what stands in the backlog, as far as there is room, and then accepts no more. */
+  unlisten(fd: number): void {
+    const listener = this.#listeners.get(fd);
+    if (listener === undefined) return;
+    while (listener.turn());
+    this.timeouts.stop(listener);
+    this.loop.remove(fd);
+    listener.close();
+    this.#listeners.delete(fd);
+  }
+
+  get listening(): readonly number[] {
+    return [...this.#listeners.keys()];
+  }
+
+  /** There may be room again, or the rules have changed: look at every backlog that waits. */
+  resumeAccepting(): void {
+    this.admission.stopWaiting(this.worker);
+    for (const listener of this.#listeners.values()) {
+      if (listener.waiting) this.loop.enqueue(listener);
+    }
+  }
+
+  /** Ends every tunnel with a reset. */
+  cut(): void {
+    for (const session of this.#sessions) session.cut();
+  }
+
+  dispose(): void {
+    assert(this.tunnels === 0, "an engine is disposed of when its tunnels are over");
+    assert(this.pipes.lent === 0 && this.buffers.lent === 0, "everything borrowed came home");
+    for (const fd of this.listening) this.unlisten(fd);
+    this.pipes.dispose();
+    this.ledger.disown(this.loop.fd);
+    this.loop.dispose();
+  }
+
+  /** True if main sleeps over journal records and must be woken. */
+  shouldWakeReader(): boolean {
+    return this.#journal.shouldWakeReader();
+  }
+
+  // ---- what sessions call
+
+  nextId(): number {
+    return ++this.#lastId;
+  }
+
+  journal(
+    kind: number, why: Ending, id: number, startedMs: number, bytesUp: number, bytesDown: number,
+    row: number,
+  ): void {
+    if (!this.settings.journalAll && (kind !== ENDED || !isNews(why))) return;
+    const written = this.#journal.write(
+      kind, reasonNumber(why.reason), why.detail, id, this.#incarnation, this.#wallClock(),
+      this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, why.text,
+    );
+    if (!written) this.counters[JOURNAL_DROPPED]!++;
+  }
+
+  /** The session has closed its sockets and may serve another tunnel. */
+  ended(session: Session, why: Ending): void {
+    this.counters[endingAt(why.reason)]!++;
+    this.#idle.push(session);
+    this.admission.leave();
+    for (const listener of this.#listeners.values()) {
+      if (listener.shortOfFds) this.loop.enqueue(listener);
+    }
+  }
+
+  // ---- what listeners call
+
+  /** A session to accept into; null if every row of the table is taken. Not yet taken itself. */
+  spareSession(): Session | null {
+    const spare = this.#idle[this.#idle.length - 1];
+    if (spare !== undefined) return spare;
+    const row = this.#sessions.length * ROW_BYTES;
+    if (row + ROW_BYTES > this.rows.bytes.length) return null;
+    const session = new Session(this, row);
+    this.#sessions.push(session);
+    this.#idle.push(session);
+    return session;
+  }
+
+  begin(session: Session, fd: number): void {
+    const taken = this.#idle.pop();
+    assert(taken === session, "the spare session is the one that was offered");
+    this.counters[ACCEPTED]!++;
+    session.begin(fd);
+  }
+}
+
+/** A tunnel's end that an operator hears of although he does not ask for every one. */
+function isNews(why: Ending): boolean {
+  const { blame } = KINDS[why.reason];
+  return blame === "upstream" || blame === "us";
+}
+
+class Listener implements Source, Task, Waiter {
+  readonly #engine: Engine;
+  readonly #fd: number;
+  #readable = false;
+  #closed = false;
+  /** accept4 found no fd or memory, or the table is full: a tunnel's end may change that. */
+  shortOfFds = false;
+  queued = false;
+  nextWaiter: Waiter | null = null;
+  previousWaiter: Waiter | null = null;
+  bucket = -1;
+
+  constructor(engine: Engine, fd: number) {
+    this.#engine = engine;
+    this.#fd = fd;
+  }
+
+  get waiting(): boolean {
+    return this.#readable;
+  }
+
+  close(): void {
+    this.#closed = true;
+  }
+
+  mark(): Task {
+    this.#readable = true;
+    return this;
+  }
+
+  due(): number {
+    this.#engine.loop.enqueue(this);
+    return -1;
+  }
+
+  /** Accepts until the backlog is empty, there is no room, or its budget is spent (true). */
+  turn(): boolean {
+    const engine = this.#engine;
+    const { sys, admission, rows } = engine;
+    this.shortOfFds = false;
+    for (let left = engine.limits.acceptsPerTurn; left > 0; left--) {
+      if (!this.#readable || this.#closed) return false;
+      const session = engine.spareSession();
+      if (session === null || !admission.enter()) {
+        if (engine.settings.whenFull === "reset") {
+          this.#refuse();
+          continue;
+        }
+        if (session === null) this.shortOfFds = true;
+        else if (!admission.wait(engine.worker)) continue;
+        return false;
+      }
+      const fd = sys.accept4(this.#fd, rows, session.row, SOCK_NONBLOCK | SOCK_CLOEXEC);
+      if (fd >= 0) engine.begin(session, fd);
+      else {
+        admission.leave();
+        if (fd === -EAGAIN) this.#readable = false;
+        else if (this.#failed(-fd)) return false;
+      }
+    }
+    return true;
+  }
+
+  /** At the limit, and resets are wanted: one connection of the backlog. */
+  #refuse(): void {
+    const { sys, scratch, counters } = this.#engine;
+    const fd = sys.accept4(this.#fd, scratch, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0) {
+      sys.setLinger(fd, true, 0);
+      sys.close(fd);
+      counters[REFUSED_FULL]!++;
+    } else if (fd === -EAGAIN) this.#readable = false;
+    else if (this.#failed(-fd)) this.#readable = this.shortOfFds;
+  }
+
+  /** accept(2): most errors are those of the one connection. True if it is no use to go on. */
+  #failed(errno: number): boolean {
+    const engine = this.#engine;
+    engine.counters[ACCEPT_ERRORS]!++;
+    switch (errno) {
+      case EMFILE:
+      case ENFILE:
+      case ENOBUFS:
+      case ENOMEM:
+        this.shortOfFds = true;
+        engine.timeouts.start(this, engine.nowMs + ACCEPT_AGAIN_MS);
+        return true;
+      case EBADF:
+      case EINVAL:
+      case ENOTSOCK:
+        this.#readable = false; // Its maker has shut it down.
+        return true;
+      default:
+        return false;
+    }
+  }
+}

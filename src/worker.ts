@@ -1,0 +1,127 @@
+/**
+ * One thread of the data plane: builds an engine on the real kernel and turns it until it is told
+ * to stop. It never returns to Node's event loop; main speaks to it by message and eventfd.
+ */
+import { workerData } from "node:worker_threads";
+import { receiveMessageOnPort, type MessagePort } from "node:worker_threads";
+import { EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN } from "../native-bindings/constants.ts";
+import { linux, type Memory, type Syscalls } from "../native-bindings/syscalls.ts";
+import { assert } from "./engine/assert.ts";
+import { Engine, type Shared } from "./engine/engine.ts";
+import type { Limits } from "./engine/limits.ts";
+import type { Source, Task } from "./engine/loop.ts";
+import type { Settings } from "./engine/route.ts";
+
+export interface WorkerStart {
+  readonly port: MessagePort;
+  readonly worker: number;
+  readonly incarnation: number;
+  readonly limits: Limits;
+  readonly settings: Settings;
+  readonly shared: Shared;
+  readonly rows: SharedArrayBuffer;
+  readonly journal: SharedArrayBuffer;
+}
+
+/** Main to worker. */
+export type Order =
+  | { readonly kind: "configure"; readonly settings: Settings }
+  | { readonly kind: "listen"; readonly fds: readonly number[] }
+  /** Answered by "unlistened": then main may close them. */
+  | { readonly kind: "unlisten"; readonly fds: readonly number[] }
+  /** Accept no more, and exit when the last tunnel is over. */
+  | { readonly kind: "drain" }
+  /** Reset what is left, and exit. */
+  | { readonly kind: "cut" };
+
+/** Worker to main. */
+export type Report =
+  | { readonly kind: "ready" }
+  | { readonly kind: "unlistened"; readonly fds: readonly number[] }
+  | { readonly kind: "journal" };
+
+/** The eventfd by which others wake this worker. */
+class Bell implements Source, Task {
+  readonly fd: number;
+  readonly #sys: Syscalls;
+  readonly #count: Memory;
+  rung = true;
+  queued = false;
+
+  constructor(sys: Syscalls) {
+    this.#sys = sys;
+    this.#count = sys.memory(8);
+    this.fd = sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+    assert(this.fd >= 0, `eventfd answered ${this.fd}`);
+  }
+
+  mark(): Task {
+    this.rung = true;
+    return this;
+  }
+
+  turn(): boolean {
+    this.#sys.read(this.fd, this.#count, 0, 8);
+    return false;
+  }
+}
+
+function work(start: WorkerStart): void {
+  const sys = linux();
+  const { port, worker } = start;
+  const engine = new Engine({
+    ...start,
+    sys,
+    clock: () => Math.floor(performance.now()),
+    wallClock: () => performance.timeOrigin + performance.now(),
+  });
+  const bell = new Bell(sys);
+  engine.ledger.own(bell.fd, engine.owner);
+  const watched = engine.loop.add(bell.fd, EPOLLIN, engine.loop.number(bell));
+  assert(watched >= 0, `epoll_ctl for the eventfd answered ${watched}`);
+  engine.admission.setEventfd(worker, bell.fd);
+  const report = (message: Report): void => port.postMessage(message);
+  let draining = false;
+
+  const obey = (order: Order): void => {
+    switch (order.kind) {
+      case "configure":
+        engine.configure(order.settings);
+        break;
+      case "listen":
+        for (const fd of order.fds) engine.listen(fd);
+        break;
+      case "unlisten":
+        for (const fd of order.fds) engine.unlisten(fd);
+        report({ kind: "unlistened", fds: order.fds });
+        break;
+      case "drain":
+        draining = true;
+        break;
+      case "cut":
+        draining = true;
+        engine.cut();
+        break;
+    }
+  };
+
+  report({ kind: "ready" });
+  while (!draining || engine.tunnels > 0) {
+    engine.turn();
+    if (bell.rung) {
+      bell.rung = false;
+      for (let m = receiveMessageOnPort(port); m !== undefined; m = receiveMessageOnPort(port)) {
+        obey(m.message as Order);
+      }
+      engine.resumeAccepting();
+    }
+    if (engine.shouldWakeReader()) report({ kind: "journal" });
+  }
+  engine.dispose();
+  engine.admission.setEventfd(worker, -1);
+  engine.ledger.disown(bell.fd);
+  sys.close(bell.fd);
+  port.close();
+}
+
+work(workerData as WorkerStart);
