@@ -14,7 +14,12 @@ import { nearest, quoted } from "./config/problem.ts";
 export type Command =
   | { readonly kind: "run"; readonly file: string; readonly overrides: readonly Override[] }
   | { readonly kind: "check"; readonly file: string; readonly overrides: readonly Override[] }
-  | { readonly kind: "print"; readonly text: string; readonly stream: "stdout" | "stderr"; readonly exitCode: number };
+  | {
+      readonly kind: "print";
+      readonly text: string;
+      readonly stream: "stdout" | "stderr";
+      readonly exitCode: number;
+    };
 
 interface Flag {
   readonly takes: "value" | "nothing";
@@ -35,7 +40,8 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
   ["version", { takes: "nothing", option: "version" }],
 ]);
 
-const USAGE = "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n";
+const USAGE =
+  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n";
 
 /** `words` is argv without the interpreter and the script. */
 export function parseCommandLine(words: readonly string[]): Command {
@@ -61,7 +67,9 @@ export function parseCommandLine(words: readonly string[]): Command {
   }
   try {
     // The command first, so that --help beside it is the command's.
-    program.parse([...line.operands.slice(0, 1), ...line.flags, "--", ...line.operands.slice(1)], { from: "user" });
+    program.parse([...line.operands.slice(0, 1), ...line.flags, "--", ...line.operands.slice(1)], {
+      from: "user",
+    });
   } catch (error) {
     if (!(error instanceof CommanderError)) throw error;
     if (error.exitCode === 0) return print(`${said.trimEnd()}\n`, "stdout", 0);
@@ -82,20 +90,26 @@ function describe(settle: (command: Command) => void): Program {
     .helpCommand(false)
     .option("-f, --file <FILE>", `the configuration, in TOML (default: ${DEFAULT_FILE})`)
     .option("--logfile <FILE>", "log to FILE (overrides filename in [log])")
-    .option("--loglevel <LEVEL>", "critical, error, warning, info or debug (overrides level in [log])")
+    .option(
+      "--loglevel <LEVEL>",
+      "critical, error, warning, info or debug (overrides level in [log])",
+    )
     .option("--logformat <FORMAT>", "plain, logfmt or json (overrides format in [log])")
     .allowExcessArguments(false)
     .action((options: Options) => settle(frozenCommand("run", options.file, options)));
   program
     .command("check")
     .summary("say everything that is wrong with a configuration, and do no more")
-    .description("Say everything that is wrong with a configuration, and do no more. Exit code 0: it is valid; 1: it is not.")
+    .description(
+      "Say everything that is wrong with a configuration, and do no more. Exit code 0: it is valid; 1: it is not.",
+    )
     .usage("[FILE]")
     .argument("[FILE]", `the configuration (default: ${DEFAULT_FILE})`)
     .allowExcessArguments(false)
     .action((file: string | undefined) => {
       const options = program.opts<Options>();
-      if (file !== undefined && options.file !== undefined) settle(misuse("check takes one file, as -f FILE or without -f"));
+      if (file !== undefined && options.file !== undefined)
+        settle(misuse("check takes one file, as -f FILE or without -f"));
       else settle(frozenCommand("check", file ?? options.file, options));
     });
   program.addHelpText(
@@ -127,9 +141,12 @@ interface Options {
 
 function frozenCommand(kind: "run" | "check", file: string | undefined, options: Options): Command {
   const overrides: Override[] = [];
-  if (options.logfile !== undefined) overrides.push({ key: "log.filename", text: options.logfile, from: "-logfile" });
-  if (options.loglevel !== undefined) overrides.push({ key: "log.level", text: options.loglevel, from: "-loglevel" });
-  if (options.logformat !== undefined) overrides.push({ key: "log.format", text: options.logformat, from: "-logformat" });
+  if (options.logfile !== undefined)
+    overrides.push({ key: "log.filename", text: options.logfile, from: "-logfile" });
+  if (options.loglevel !== undefined)
+    overrides.push({ key: "log.level", text: options.loglevel, from: "-loglevel" });
+  if (options.logformat !== undefined)
+    overrides.push({ key: "log.format", text: options.logformat, from: "-logformat" });
   for (const override of overrides) Object.freeze(override);
   return Object.freeze({ kind, file: file ?? DEFAULT_FILE, overrides: Object.freeze(overrides) });
 }
@@ -140,13 +157,16 @@ function strayOperand(operands: readonly string[], program: Program): string | n
   if (name === undefined) return null;
   const names = program.commands.map((command) => command.name());
   if (names.includes(name)) return operands.length > 2 ? `${name} takes one file` : null;
-  if (/[./]/.test(name)) return `${quoted(name)} is not a command; a configuration file is given as -f ${name}`;
+  if (/[./]/.test(name))
+    return `${quoted(name)} is not a command; a configuration file is given as -f ${name}`;
   const near = nearest(name, names);
   return `${quoted(name)} is not a command; ${near === null ? `there is ${names.join(", ")}` : `did you mean ${near}?`}`;
 }
 
 /** -f FILE, --f=FILE, -logfile=F... -> --file=FILE, --logfile=F; or what is wrong with them. */
-function readGoFlags(words: readonly string[]): { flags: string[]; operands: string[] } | { wrong: string } {
+function readGoFlags(
+  words: readonly string[],
+): { flags: string[]; operands: string[] } | { wrong: string } {
   const flags: string[] = [];
   const operands: string[] = [];
   for (let i = 0; i < words.length; i++) {
@@ -165,7 +185,9 @@ function readGoFlags(words: readonly string[]): { flags: string[]; operands: str
     const flag = FLAGS.get(name);
     if (flag === undefined) {
       const near = nearest(name, FLAGS.keys());
-      return { wrong: `${quoted(dashed(name))} is not a flag${near === null ? "" : `; did you mean ${dashed(near)}?`}` };
+      return {
+        wrong: `${quoted(dashed(name))} is not a flag${near === null ? "" : `; did you mean ${dashed(near)}?`}`,
+      };
     }
     const value = match[2];
     if (flag.takes === "nothing") {
@@ -175,7 +197,8 @@ function readGoFlags(words: readonly string[]): { flags: string[]; operands: str
       // As Go does: the next word is the value, whatever it looks like.
       const given = value ?? words[++i];
       if (given === undefined) return { wrong: `${dashed(name)} needs a value` };
-      if (given === "" && flag.option === "file") return { wrong: `${dashed(name)} needs the name of a file` };
+      if (given === "" && flag.option === "file")
+        return { wrong: `${dashed(name)} needs the name of a file` };
       flags.push(`--${flag.option}=${given}`);
     }
   }

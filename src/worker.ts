@@ -2,9 +2,8 @@
  * One thread of the data plane: builds an engine on the real kernel and turns it until it is told
  * to stop. It never returns to Node's event loop; main speaks to it by message and eventfd.
  */
-import { workerData } from "node:worker_threads";
-import { receiveMessageOnPort, type MessagePort } from "node:worker_threads";
-import { EFD_CLOEXEC, EFD_NONBLOCK, EPOLLIN } from "../native-bindings/constants.ts";
+import { type MessagePort, receiveMessageOnPort, workerData } from "node:worker_threads";
+import { EPOLLIN } from "../native-bindings/constants.ts";
 import { linux, type Memory, type Syscalls } from "../native-bindings/syscalls.ts";
 import { assert } from "./engine/assert.ts";
 import { Engine, type Shared } from "./engine/engine.ts";
@@ -16,6 +15,7 @@ export interface WorkerStart {
   readonly port: MessagePort;
   readonly worker: number;
   readonly incarnation: number;
+  readonly eventfd: number;
   readonly limits: Limits;
   readonly settings: Settings;
   readonly shared: Shared;
@@ -40,7 +40,7 @@ export type Report =
   | { readonly kind: "unlistened"; readonly fds: readonly number[] }
   | { readonly kind: "journal" };
 
-/** The eventfd by which others wake this worker. */
+/** The eventfd by which others wake this worker. Main's: it outlives the worker. */
 class Bell implements Source, Task {
   readonly fd: number;
   readonly #sys: Syscalls;
@@ -48,11 +48,10 @@ class Bell implements Source, Task {
   rung = true;
   queued = false;
 
-  constructor(sys: Syscalls) {
+  constructor(sys: Syscalls, fd: number) {
     this.#sys = sys;
     this.#count = sys.memory(8);
-    this.fd = sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
-    assert(this.fd >= 0, `eventfd answered ${this.fd}`);
+    this.fd = fd;
   }
 
   mark(): Task {
@@ -68,18 +67,16 @@ class Bell implements Source, Task {
 
 function work(start: WorkerStart): void {
   const sys = linux();
-  const { port, worker } = start;
+  const { port } = start;
   const engine = new Engine({
     ...start,
     sys,
     clock: () => Math.floor(performance.now()),
     wallClock: () => performance.timeOrigin + performance.now(),
   });
-  const bell = new Bell(sys);
-  engine.ledger.own(bell.fd, engine.owner);
+  const bell = new Bell(sys, start.eventfd);
   const watched = engine.loop.add(bell.fd, EPOLLIN, engine.loop.number(bell));
   assert(watched >= 0, `epoll_ctl for the eventfd answered ${watched}`);
-  engine.admission.setEventfd(worker, bell.fd);
   const report = (message: Report): void => port.postMessage(message);
   let draining = false;
 
@@ -118,9 +115,6 @@ function work(start: WorkerStart): void {
     if (engine.shouldWakeReader()) report({ kind: "journal" });
   }
   engine.dispose();
-  engine.admission.setEventfd(worker, -1);
-  engine.ledger.disown(bell.fd);
-  sys.close(bell.fd);
   port.close();
 }
 

@@ -47,7 +47,12 @@ export function textOf(bytes: Uint8Array, at: number): string {
   if (family === AF_INET) return `${dotted(bytes, at + 4)}:${port}`;
   if (family !== AF_INET6) return "-";
   if (isMapped(bytes, at + 8)) return `${dotted(bytes, at + 20)}:${port}`;
-  const scope = (bytes[at + 24]! | (bytes[at + 25]! << 8) | (bytes[at + 26]! << 16) | (bytes[at + 27]! << 24)) >>> 0;
+  const scope =
+    (bytes[at + 24]! |
+      (bytes[at + 25]! << 8) |
+      (bytes[at + 26]! << 16) |
+      (bytes[at + 27]! << 24)) >>>
+    0;
   return `[${colons(bytes, at + 8)}${scope === 0 ? "" : `%${scope}`}]:${port}`;
 }
 
@@ -80,7 +85,9 @@ const RANGES: Readonly<Record<string, AddressRange>> = {
 };
 
 /** "host:port", "[v6]:port", ":port"; null where the colons or brackets are not as they must be. */
-export function splitHostPort(text: string): { host: string; port: string; bracketed: boolean } | null {
+export function splitHostPort(
+  text: string,
+): { host: string; port: string; bracketed: boolean } | null {
   if (text.startsWith("[")) {
     const end = text.indexOf("]");
     if (end === -1 || text[end + 1] !== ":") return null;

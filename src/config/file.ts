@@ -9,13 +9,18 @@ export const DEFAULT_FILE = "/etc/transplice.toml";
 const FILE_BYTES_MAX = 1024 * 1024;
 
 /** Never rejects: a file that cannot be read is a problem like any other. */
-export async function loadConfig(file: string, overrides: readonly Override[] = []): Promise<Parsed> {
+export async function loadConfig(
+  file: string,
+  overrides: readonly Override[] = [],
+): Promise<Parsed> {
   const text = await readText(file);
   if (typeof text === "string") return parseConfig(text, file, overrides);
   // The flags are judged all the same, so that one start shows all there is to mend; of what an
   // empty file lacks, nobody wants to hear.
   const parsed = parseConfig('proxy_url = "direct:"', file, overrides);
-  return Object.freeze({ problems: Object.freeze([text, ..."problems" in parsed ? parsed.problems : []]) });
+  return Object.freeze({
+    problems: Object.freeze([text, ...("problems" in parsed ? parsed.problems : [])]),
+  });
 }
 
 async function readText(file: string): Promise<string | Problem> {
@@ -27,7 +32,8 @@ async function readText(file: string): Promise<string | Problem> {
   } catch (error) {
     return problem(readFailure((error as NodeJS.ErrnoException).code ?? String(error)));
   }
-  if (bytes.length > FILE_BYTES_MAX) return problem("is larger than 1 MiB; is it a configuration file?");
+  if (bytes.length > FILE_BYTES_MAX)
+    return problem("is larger than 1 MiB; is it a configuration file?");
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {

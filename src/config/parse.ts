@@ -11,7 +11,17 @@ import { rangeOf, socketAddress } from "./endpoint.ts";
 import { parseListen } from "./listen.ts";
 import { nearest, type Problem, quoted } from "./problem.ts";
 import { parseDuration, parseSize } from "./quantity.ts";
-import { allowedText, isSettingKey, keysOf, SETTING_KEYS, SETTINGS, type Setting, type SettingKey, TABLES, type Values } from "./settings.ts";
+import {
+  allowedText,
+  isSettingKey,
+  keysOf,
+  SETTING_KEYS,
+  SETTINGS,
+  type Setting,
+  type SettingKey,
+  TABLES,
+  type Values,
+} from "./settings.ts";
 import { parseUpstream } from "./upstream.ts";
 
 export type Parsed =
@@ -27,7 +37,11 @@ export interface Override {
 }
 
 /** `name` is what problems call the file. */
-export function parseConfig(text: string, name: string, overrides: readonly Override[] = []): Parsed {
+export function parseConfig(
+  text: string,
+  name: string,
+  overrides: readonly Override[] = [],
+): Parsed {
   const problems: Problem[] = [];
   const syntax = parseSyntax(text, name);
   if ("message" in syntax) {
@@ -39,10 +53,16 @@ export function parseConfig(text: string, name: string, overrides: readonly Over
     if (item.type === "TOMLTable") file.table(item);
     else file.pair([], item);
   }
-  const values: Partial<Record<SettingKey, unknown>> = { ...DEFAULTS, ...file.values(), ...readOverrides(overrides, problems) };
+  const values: Partial<Record<SettingKey, unknown>> = {
+    ...DEFAULTS,
+    ...file.values(),
+    ...readOverrides(overrides, problems),
+  };
   file.requireAll();
   crossCheck(values, file, problems);
-  problems.sort((a, b) => (a.line ?? Number.POSITIVE_INFINITY) - (b.line ?? Number.POSITIVE_INFINITY));
+  problems.sort(
+    (a, b) => (a.line ?? Number.POSITIVE_INFINITY) - (b.line ?? Number.POSITIVE_INFINITY),
+  );
   if (problems.length > 0) return frozen({ problems });
   const config = assembled(values as Values);
   return frozen({ config, warnings: warningsOf(config, file) });
@@ -60,8 +80,10 @@ function parseSyntax(text: string, name: string): AST.TOMLProgram | Problem {
     return parseTOML(text.startsWith("\ufeff") ? text.slice(1) : text);
   } catch (error) {
     // The parser's messages quote nothing of the file, which may hold a password.
-    if (error instanceof ParseError) return problem(error.lineNumber, error.column + 1, `not TOML: ${error.message}`);
-    if (error instanceof RangeError) return problem(null, null, "not readable: brackets are nested too deeply");
+    if (error instanceof ParseError)
+      return problem(error.lineNumber, error.column + 1, `not TOML: ${error.message}`);
+    if (error instanceof RangeError)
+      return problem(null, null, "not readable: brackets are nested too deeply");
     throw error;
   }
 }
@@ -70,7 +92,10 @@ function parseSyntax(text: string, name: string): AST.TOMLProgram | Problem {
 class File {
   readonly #name: string;
   readonly #problems: Problem[];
-  readonly #entries = new Map<SettingKey, { path: readonly string[]; line: number; node: AST.TOMLContentNode | null }>();
+  readonly #entries = new Map<
+    SettingKey,
+    { path: readonly string[]; line: number; node: AST.TOMLContentNode | null }
+  >();
   readonly #unknownTables = new Set<string>();
 
   constructor(name: string, problems: Problem[]) {
@@ -88,7 +113,11 @@ class File {
       return;
     }
     if (table.kind === "array") {
-      this.#problem(line, known, `found an array of tables, [[${keyText(path)}]]; allowed: one table, [${known}]`);
+      this.#problem(
+        line,
+        known,
+        `found an array of tables, [[${keyText(path)}]]; allowed: one table, [${known}]`,
+      );
       return;
     }
     for (const pair of table.body) this.pair(path, pair);
@@ -103,7 +132,11 @@ class File {
       if (pair.value.type === "TOMLInlineTable") {
         for (const inner of pair.value.body) this.pair(path, inner);
       } else {
-        this.#problem(line, known, `found ${foundText(pair.value)}; allowed: a table, [${known}], with the keys ${lastNames(known)}`);
+        this.#problem(
+          line,
+          known,
+          `found ${foundText(pair.value)}; allowed: a table, [${known}], with the keys ${lastNames(known)}`,
+        );
       }
     } else if (isSettingKey(known)) {
       this.#entry(known, path, line, pair.value);
@@ -116,7 +149,10 @@ class File {
   values(): Partial<Record<SettingKey, unknown>> {
     const values: Partial<Record<SettingKey, unknown>> = {};
     for (const [key, entry] of this.#entries) {
-      const value = entry.node === null ? undefined : read(SETTINGS[key], entry.node, (message) => this.#problem(entry.line, key, message));
+      const value =
+        entry.node === null
+          ? undefined
+          : read(SETTINGS[key], entry.node, (message) => this.#problem(entry.line, key, message));
       values[key] = value;
     }
     return values;
@@ -150,7 +186,11 @@ class File {
       this.#entries.set(key, { path, line, node });
       return;
     }
-    this.#problem(line, key, `is given twice: as ${keyText(first.path)} in line ${first.line} and as ${keyText(path)} here`);
+    this.#problem(
+      line,
+      key,
+      `is given twice: as ${keyText(first.path)} in line ${first.line} and as ${keyText(path)} here`,
+    );
   }
 
   /** listen.port = 1, [listen]: a table where a value must stand. */
@@ -171,7 +211,10 @@ class File {
     if (this.#unknownTables.has(known)) return;
     this.#unknownTables.add(known);
     const near = nearest(known, TABLES);
-    const hint = near === null ? `tables are ${[...TABLES].map((table) => `[${table}]`).join(", ")}` : `did you mean [${near}]?`;
+    const hint =
+      near === null
+        ? `tables are ${[...TABLES].map((table) => `[${table}]`).join(", ")}`
+        : `did you mean [${near}]?`;
     this.#problem(line, `[${keyText(path)}]`, `is not a table of this file; ${hint}`);
   }
 
@@ -182,14 +225,19 @@ class File {
     let hint: string;
     if (same !== undefined) {
       const table = same.slice(0, Math.max(0, same.lastIndexOf(".")));
-      hint = table === "" ? `${same} exists; it stands at the top, before the first [table]` : `${same} exists; did you mean [${table}] ${last}?`;
+      hint =
+        table === ""
+          ? `${same} exists; it stands at the top, before the first [table]`
+          : `${same} exists; did you mean [${table}] ${last}?`;
     } else {
       const near = nearest(known, SETTING_KEYS) ?? nearest(known, TABLES) ?? nearestLast(last);
       if (near !== null) {
         hint = TABLES.has(near) ? `did you mean the table [${near}]?` : `did you mean ${near}?`;
       } else {
         const table = folded(path.slice(0, -1));
-        hint = TABLES.has(table) ? `[${table}] has ${lastNames(table)}` : `at the top there are ${lastNames("")}`;
+        hint = TABLES.has(table)
+          ? `[${table}] has ${lastNames(table)}`
+          : `at the top there are ${lastNames("")}`;
       }
     }
     this.#problem(line, keyText(path), `is not a setting; ${hint}`);
@@ -240,7 +288,11 @@ function foundText(node: AST.TOMLContentNode): string {
 }
 
 /** A row's value, or undefined after it has told `report` what is wrong with it. */
-function read(setting: Setting, node: AST.TOMLContentNode, report: (message: string) => void): unknown {
+function read(
+  setting: Setting,
+  node: AST.TOMLContentNode,
+  report: (message: string) => void,
+): unknown {
   const fail = (hint = ""): undefined => {
     report(`found ${foundText(node)}${hint}; allowed: ${allowedText(setting)}`);
     return undefined;
@@ -248,7 +300,8 @@ function read(setting: Setting, node: AST.TOMLContentNode, report: (message: str
   const text = node.type === "TOMLValue" && node.kind === "string" ? node.value : null;
   switch (setting.kind) {
     case "duration": {
-      if (text === null) return fail(node.type === "TOMLValue" && node.kind === "integer" ? " without a unit" : "");
+      if (text === null)
+        return fail(node.type === "TOMLValue" && node.kind === "integer" ? " without a unit" : "");
       const ms = parseDuration(text);
       if (ms === null) return fail(/^[0-9]+$/.test(text) ? " without a unit" : "");
       if (ms < setting.minMs || ms > setting.maxMs) return fail();
@@ -260,7 +313,12 @@ function read(setting: Setting, node: AST.TOMLContentNode, report: (message: str
     }
     case "integer": {
       const value = integerOf(node);
-      if (value === null) return fail(text !== null && /^[0-9]+$/.test(text) ? ", a string; an integer stands without quotes" : "");
+      if (value === null)
+        return fail(
+          text !== null && /^[0-9]+$/.test(text)
+            ? ", a string; an integer stands without quotes"
+            : "",
+        );
       return value < setting.min || value > setting.max ? fail() : value;
     }
     case "enum": {
@@ -273,7 +331,11 @@ function read(setting: Setting, node: AST.TOMLContentNode, report: (message: str
     }
     case "boolean":
       if (node.type === "TOMLValue" && node.kind === "boolean") return node.value;
-      return fail(text === "true" || text === "false" ? ", a string; true and false stand without quotes" : "");
+      return fail(
+        text === "true" || text === "false"
+          ? ", a string; true and false stand without quotes"
+          : "",
+      );
     case "string":
       if (text === null) return fail();
       return text.includes("\0") ? fail(", which holds a NUL character") : text;
@@ -287,13 +349,19 @@ function read(setting: Setting, node: AST.TOMLContentNode, report: (message: str
 /** -1 for what lies beyond any range: the rows' ranges start at 0. */
 function integerOf(node: AST.TOMLContentNode): number | null {
   if (node.type !== "TOMLValue" || node.kind !== "integer") return null;
-  return node.bigint >= 0n && node.bigint <= BigInt(Number.MAX_SAFE_INTEGER) ? Number(node.bigint) : -1;
+  return node.bigint >= 0n && node.bigint <= BigInt(Number.MAX_SAFE_INTEGER)
+    ? Number(node.bigint)
+    : -1;
 }
 
 /** More listeners than this on one host are a mistake, and each worker opens all of them. */
 const LISTEN_MAX = 64;
 
-function readListen(setting: Setting, node: AST.TOMLContentNode, report: (message: string) => void): ListenAddress[] | undefined {
+function readListen(
+  setting: Setting,
+  node: AST.TOMLContentNode,
+  report: (message: string) => void,
+): ListenAddress[] | undefined {
   const nodes = node.type === "TOMLArray" ? node.elements : [node];
   if (nodes.length === 0 || nodes.length > LISTEN_MAX) {
     report(`found ${nodes.length} addresses; allowed: 1 to ${LISTEN_MAX}`);
@@ -308,20 +376,26 @@ function readListen(setting: Setting, node: AST.TOMLContentNode, report: (messag
   };
   for (const element of nodes) {
     if (element.type !== "TOMLValue" || element.kind !== "string") {
-      fail(`found ${foundText(element)}${node.type === "TOMLArray" ? " in the array" : ""}; allowed: ${allowedText(setting)}`);
+      fail(
+        `found ${foundText(element)}${node.type === "TOMLArray" ? " in the array" : ""}; allowed: ${allowedText(setting)}`,
+      );
       continue;
     }
     for (const address of parseListen(element.value, fail) ?? []) {
       const other = writtenAs.get(address.text);
       if (other === undefined) addresses.push(address);
-      else fail(`${address.text} is given twice, by ${quoted(other)} and by ${quoted(element.value)}`);
+      else
+        fail(`${address.text} is given twice, by ${quoted(other)} and by ${quoted(element.value)}`);
       writtenAs.set(address.text, element.value);
     }
   }
   return sound ? addresses : undefined;
 }
 
-function readOverrides(overrides: readonly Override[], problems: Problem[]): Partial<Record<SettingKey, unknown>> {
+function readOverrides(
+  overrides: readonly Override[],
+  problems: Problem[],
+): Partial<Record<SettingKey, unknown>> {
   const values: Partial<Record<SettingKey, unknown>> = {};
   for (const { key, text, from } of overrides) {
     if (text === "") continue;
@@ -351,13 +425,22 @@ function tomlValue(toml: string): AST.TOMLContentNode {
 }
 
 /** What is wrong only in company. A value that is itself wrong is undefined and was reported. */
-function crossCheck(values: Partial<Record<SettingKey, unknown>>, file: File, problems: Problem[]): void {
+function crossCheck(
+  values: Partial<Record<SettingKey, unknown>>,
+  file: File,
+  problems: Problem[],
+): void {
   const listen = values.listen as readonly ListenAddress[] | undefined;
   const upstream = values.proxy_url as Upstream | undefined | null;
   if (listen === undefined || !upstream || upstream.kind === "direct") return;
   const own = listen.find((address) => leadsTo(upstream, address));
   if (own === undefined) return;
-  problems.push(file.about("proxy_url", `${upstream.text} is transplice's own address (listen has ${own.text}); the upstream must be another program`));
+  problems.push(
+    file.about(
+      "proxy_url",
+      `${upstream.text} is transplice's own address (listen has ${own.text}); the upstream must be another program`,
+    ),
+  );
 }
 
 function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: ListenAddress): boolean {
@@ -365,7 +448,11 @@ function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: Listen
   return hosts.some((host) => {
     const text = socketAddress(host, upstream.port)?.text;
     if (text === listen.text) return true;
-    return listen.dualStack && rangeOf(host)?.range === "loopback" && listen.text === `[::]:${upstream.port}`;
+    return (
+      listen.dualStack &&
+      rangeOf(host)?.range === "loopback" &&
+      listen.text === `[::]:${upstream.port}`
+    );
   });
 }
 
@@ -411,12 +498,18 @@ function warningsOf(config: Config, file: File): Problem[] {
   const isLoopback = (address: ListenAddress): boolean => /^(?:127\.|\[::1\])/.test(address.text);
   if (config.mode === "tproxy" && config.listen.every(isLoopback)) {
     warnings.push(
-      file.about("listen", `with mode = "tproxy" a router's clients do not reach a listener on ${config.listen[0]!.text} unless the TPROXY rule names that address (--on-ip); ":PORT" takes all addresses`),
+      file.about(
+        "listen",
+        `with mode = "tproxy" a router's clients do not reach a listener on ${config.listen[0]!.text} unless the TPROXY rule names that address (--on-ip); ":PORT" takes all addresses`,
+      ),
     );
   }
   if (config.upstream.kind === "direct" && config.mark === null) {
     warnings.push(
-      file.about("proxy_url", "direct: without mark: transplice's own connections come back to it unless the firewall rules exempt its user; set mark and exempt the mark"),
+      file.about(
+        "proxy_url",
+        "direct: without mark: transplice's own connections come back to it unless the firewall rules exempt its user; set mark and exempt the mark",
+      ),
     );
   }
   return warnings;

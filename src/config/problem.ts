@@ -21,7 +21,9 @@ export function problemText(problem: Problem): string {
   let place = problem.place;
   if (problem.line !== null) place += `:${problem.line}`;
   if (problem.column !== null) place += `:${problem.column}`;
-  return problem.key === null ? `${place}: ${problem.message}` : `${place}: ${problem.key}: ${problem.message}`;
+  return problem.key === null
+    ? `${place}: ${problem.message}`
+    : `${place}: ${problem.key}: ${problem.message}`;
 }
 
 /** Longer values are cut in messages. */
@@ -30,9 +32,13 @@ const QUOTED_CHARACTERS_MAX = 80;
 /** A value of the file as a message may show it: one line, bounded, without user and password. */
 export function quoted(text: string): string {
   const open = withoutUserinfo(text);
-  const cut = open.length > QUOTED_CHARACTERS_MAX ? `${open.slice(0, QUOTED_CHARACTERS_MAX)}…` : open;
+  const cut =
+    open.length > QUOTED_CHARACTERS_MAX ? `${open.slice(0, QUOTED_CHARACTERS_MAX)}…` : open;
   // JSON leaves U+007F to U+009F as they are, and some of them move a terminal's cursor.
-  return JSON.stringify(cut).replace(/[\u007f-\u009f\u2028\u2029]/g, (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`);
+  return JSON.stringify(cut).replace(
+    /[\u007f-\u009f\u2028\u2029]/g,
+    (c) => `\\u${c.charCodeAt(0).toString(16).padStart(4, "0")}`,
+  );
 }
 
 /** What stands before the last "@" may be a password, however broken the URL around it is. */
@@ -59,13 +65,18 @@ export function nearest(word: string, known: Iterable<string>): string | null {
   let bestDistance = Number.POSITIVE_INFINITY;
   for (const candidate of known) {
     const name = folded(candidate);
-    const slips = Math.max(wanted.length > 2 ? 1 : 0, Math.floor(Math.max(name.length, wanted.length) / 4));
+    const slips = Math.max(
+      wanted.length > 2 ? 1 : 0,
+      Math.floor(Math.max(name.length, wanted.length) / 4),
+    );
     const short = Math.min(name.length, wanted.length);
     const begins = short >= 3 && (name.startsWith(wanted) || wanted.startsWith(name));
     // Lengths first: the distance is at least their difference, and a word of a megabyte is not
     // worth the comparison.
     if (!begins && Math.abs(name.length - wanted.length) > slips) continue;
-    const away = begins ? 0.5 + Math.abs(name.length - wanted.length) / 100 : distance(wanted, name);
+    const away = begins
+      ? 0.5 + Math.abs(name.length - wanted.length) / 100
+      : distance(wanted, name);
     if (away < bestDistance && (begins || away <= slips)) {
       best = candidate;
       bestDistance = away;

@@ -13,7 +13,8 @@ const DURATION_PART = /([0-9]+(?:\.[0-9]+)?)(h|ms|m|s)/g;
 export function parseDuration(text: string): number | null {
   if (!DURATION.test(text)) return null;
   let ms = 0;
-  for (const [, count, unit] of text.matchAll(DURATION_PART)) ms += Number(count) * UNIT_MS[unit as DurationUnit];
+  for (const [, count, unit] of text.matchAll(DURATION_PART))
+    ms += Number(count) * UNIT_MS[unit as DurationUnit];
   return Math.round(ms);
 }
 
@@ -40,7 +41,8 @@ const SIZE = /^([0-9]+)(?:([KMG])(?:iB)?)?$/i;
 export function parseSize(text: string): number | null {
   const match = SIZE.exec(text);
   if (match === null) return null;
-  const unit = match[2] === undefined ? 1 : UNIT_BYTES[`${match[2].toUpperCase() as "K" | "M" | "G"}iB`];
+  const unit =
+    match[2] === undefined ? 1 : UNIT_BYTES[`${match[2].toUpperCase() as "K" | "M" | "G"}iB`];
   return Number(match[1]) * unit;
 }
 

@@ -104,7 +104,8 @@ export const SETTINGS = {
     max: 0xffff_ffff,
     default: null,
     otherwise: "none",
-    description: "The firewall mark (SO_MARK) of transplice's own connections, by which the rules let them pass.",
+    description:
+      "The firewall mark (SO_MARK) of transplice's own connections, by which the rules let them pass.",
     example: "0x1081",
   },
   max_connections: {
@@ -137,7 +138,8 @@ export const SETTINGS = {
     minMs: 10,
     maxMs: 168 * HOUR,
     default: '"5m"',
-    description: "For a connection that one side has finished, without traffic in the other direction.",
+    description:
+      "For a connection that one side has finished, without traffic in the other direction.",
     example: '"1m"',
   },
   "timeouts.idle": {
@@ -203,7 +205,8 @@ export const SETTINGS = {
     max: 1_000_000,
     default: null,
     otherwise: "what the kernel allows this user",
-    description: "Pipes for bulk transfer in use at once, by all workers together; 0 copies all bytes instead.",
+    description:
+      "Pipes for bulk transfer in use at once, by all workers together; 0 copies all bytes instead.",
     example: "64",
   },
   "limits.pipe_size": {
@@ -217,7 +220,8 @@ export const SETTINGS = {
   "upstream.pipelined": {
     kind: "boolean",
     default: "false",
-    description: "Send greeting, authentication and request at once, where the upstream is known to allow it.",
+    description:
+      "Send greeting, authentication and request at once, where the upstream is known to allow it.",
     example: "true",
   },
   "log.filename": {
@@ -264,7 +268,9 @@ type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer
 export type Values = {
   readonly [K in SettingKey]:
     | Read<(typeof SETTINGS)[K]>
-    | ((typeof SETTINGS)[K] extends { default: null; kind: Exclude<Setting["kind"], "url"> } ? null : never);
+    | ((typeof SETTINGS)[K] extends { default: null; kind: Exclude<Setting["kind"], "url"> }
+        ? null
+        : never);
 };
 
 const ROWS: ReadonlyMap<string, Setting> = new Map(Object.entries(SETTINGS));
@@ -312,9 +318,22 @@ export function allowedText(setting: Setting): string {
 export function settingsMarkdown(): string {
   const rows = SETTING_KEYS.map((key) => {
     const setting: Setting = SETTINGS[key];
-    const standard = setting.default === null ? (setting.otherwise ?? "") : `\`${setting.default}\``;
-    return [`\`${key}\``, standard, setting.description, allowedText(setting), `\`${setting.example}\``];
+    const standard =
+      setting.default === null ? (setting.otherwise ?? "") : `\`${setting.default}\``;
+    return [
+      `\`${key}\``,
+      standard,
+      setting.description,
+      allowedText(setting),
+      `\`${setting.example}\``,
+    ];
   });
-  const lines = [["key", "default", "what it says", "allowed", "example"], ["---", "---", "---", "---", "---"], ...rows];
-  return lines.map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`).join("\n");
+  const lines = [
+    ["key", "default", "what it says", "allowed", "example"],
+    ["---", "---", "---", "---", "---"],
+    ...rows,
+  ];
+  return lines
+    .map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`)
+    .join("\n");
 }

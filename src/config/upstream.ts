@@ -33,7 +33,9 @@ export function parseUpstream(text: string, report: (message: string) => void): 
     return null;
   }
   if (scheme !== "socks5" && scheme !== "http") {
-    const said = rest.startsWith("//") ? `${scheme}:// is not supported` : "found no scheme that is supported";
+    const said = rest.startsWith("//")
+      ? `${scheme}:// is not supported`
+      : "found no scheme that is supported";
     report(`${said}; allowed: ${UPSTREAM_ALLOWED}`);
     return null;
   }
@@ -44,7 +46,11 @@ export function parseUpstream(text: string, report: (message: string) => void): 
   return parseAuthority(scheme, rest.slice(2), report);
 }
 
-function parseAuthority(kind: "socks5" | "http", text: string, report: (message: string) => void): Upstream | null {
+function parseAuthority(
+  kind: "socks5" | "http",
+  text: string,
+  report: (message: string) => void,
+): Upstream | null {
   let sound = true;
   const fail = (message: string): null => {
     sound = false;
@@ -68,12 +74,22 @@ function parseAuthority(kind: "socks5" | "http", text: string, report: (message:
   return { kind, ...place, credentials, text: `${kind}://${endpointText(place.host, place.port)}` };
 }
 
-function parseCredentials(kind: "socks5" | "http", text: string, fail: (message: string) => null): Credentials | null {
+function parseCredentials(
+  kind: "socks5" | "http",
+  text: string,
+  fail: (message: string) => null,
+): Credentials | null {
   const colon = text.indexOf(":");
   const user = percentDecoded(colon === -1 ? text : text.slice(0, colon));
   const password = percentDecoded(colon === -1 ? "" : text.slice(colon + 1));
-  if (user === null) fail("in the user name a % is not followed by two hexadecimal digits; a % itself is written %25");
-  if (password === null) fail("in the password a % is not followed by two hexadecimal digits; a % itself is written %25");
+  if (user === null)
+    fail(
+      "in the user name a % is not followed by two hexadecimal digits; a % itself is written %25",
+    );
+  if (password === null)
+    fail(
+      "in the password a % is not followed by two hexadecimal digits; a % itself is written %25",
+    );
   if (user === null || password === null) return null;
   const bytesMax = kind === "socks5" ? SOCKS5_BYTES_MAX : HTTP_BYTES_MAX;
   const bytesMin = kind === "socks5" ? 1 : 0;
@@ -82,26 +98,38 @@ function parseCredentials(kind: "socks5" | "http", text: string, fail: (message:
   }
   if (password.length > bytesMax) fail(`the password has more than ${bytesMax} bytes`);
   if (kind === "http") {
-    if (user.includes(0x3a)) fail("the user name holds a colon, which HTTP's Basic scheme cannot carry (RFC 7617)");
+    if (user.includes(0x3a))
+      fail("the user name holds a colon, which HTTP's Basic scheme cannot carry (RFC 7617)");
     if (hasControl(user) || hasControl(password)) {
-      fail("the user name or password holds a control character, which HTTP's Basic scheme cannot carry (RFC 7617)");
+      fail(
+        "the user name or password holds a control character, which HTTP's Basic scheme cannot carry (RFC 7617)",
+      );
     }
   }
   return { user, password };
 }
 
-function parsePlace(text: string, fail: (message: string) => null): { host: string; port: number } | null {
+function parsePlace(
+  text: string,
+  fail: (message: string) => null,
+): { host: string; port: number } | null {
   const bracketed = text.startsWith("[");
   const hostEnd = bracketed ? text.indexOf("]") + 1 : text.search(/:|$/);
-  if (bracketed && hostEnd === 0) return fail("found [ without ]; an IPv6 address stands in brackets, as in [2001:db8::1]:1080");
+  if (bracketed && hostEnd === 0)
+    return fail("found [ without ]; an IPv6 address stands in brackets, as in [2001:db8::1]:1080");
   const colons = text.split(":").length - 1;
-  if (!bracketed && colons > 1) return fail("found more than one colon in the host; an IPv6 address stands in brackets, as in [2001:db8::1]:1080");
+  if (!bracketed && colons > 1)
+    return fail(
+      "found more than one colon in the host; an IPv6 address stands in brackets, as in [2001:db8::1]:1080",
+    );
   const portText = text.slice(hostEnd);
   // What stands in the port's place may be a password (socks5://user:password): it is not shown.
   const port = portText.startsWith(":") ? parsePort(portText.slice(1)) : null;
   if (portText === "" || portText === ":") fail("the port is missing; allowed: 1 to 65535");
   else if (port === null) fail("what follows the host is not a port; allowed: 1 to 65535");
-  const host = bracketed ? parseBracketed(text.slice(1, hostEnd - 1), fail) : parseHost(text.slice(0, hostEnd), fail);
+  const host = bracketed
+    ? parseBracketed(text.slice(1, hostEnd - 1), fail)
+    : parseHost(text.slice(0, hostEnd), fail);
   return host === null || port === null ? null : { host, port };
 }
 
@@ -110,10 +138,14 @@ function parseBracketed(inside: string, fail: (message: string) => null): string
   const host = inside.replace(/%25(?=[0-9])/, "%");
   const range = host.includes(":") ? rangeOf(host) : null;
   if (range === null) {
-    return fail("what stands in brackets is not an IPv6 address (an interface is given by number, as in [fe80::1%2]:1080)");
+    return fail(
+      "what stands in brackets is not an IPv6 address (an interface is given by number, as in [fe80::1%2]:1080)",
+    );
   }
   if (range.range === "link-local" && !range.scoped) {
-    return fail("a link-local address needs its interface's number, as in [fe80::1%2]:1080; `ip link` shows it");
+    return fail(
+      "a link-local address needs its interface's number, as in [fe80::1%2]:1080; `ip link` shows it",
+    );
   }
   return dialable(host.toLowerCase(), range.range, fail);
 }
@@ -124,19 +156,27 @@ function parseHost(host: string, fail: (message: string) => null): string | null
   if (range !== null) return dialable(host, range.range, fail);
   // As in URLs (WHATWG: "ends in a number"): such a host can only be meant as an IPv4 address.
   if (/(?:^|\.)(?:[0-9]+|0[xX][0-9A-Fa-f]*)\.?$/.test(host)) {
-    return fail(`the host ${quoted(host)} is not an IPv4 address; allowed: four numbers from 0 to 255`);
+    return fail(
+      `the host ${quoted(host)} is not an IPv4 address; allowed: four numbers from 0 to 255`,
+    );
   }
   const labels = host.replace(/\.$/, "").split(".");
-  const sound = labels.every((label) => /^[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$/.test(label));
+  const sound = labels.every((label) =>
+    /^[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?$/.test(label),
+  );
   if (!sound || host.length > NAME_CHARACTERS_MAX) {
-    return fail(`the host is neither an address nor a name of ${alternatives(["letters", "digits", "-", "_"])} (other scripts: its xn-- form)`);
+    return fail(
+      `the host is neither an address nor a name of ${alternatives(["letters", "digits", "-", "_"])} (other scripts: its xn-- form)`,
+    );
   }
   return host.toLowerCase();
 }
 
 function dialable(host: string, range: string, fail: (message: string) => null): string | null {
-  if (range === "wildcard") return fail(`${host} stands for all addresses of this host; the upstream needs one address`);
-  if (range === "multicast") return fail(`${host} is a multicast or broadcast address; TCP cannot connect to it`);
+  if (range === "wildcard")
+    return fail(`${host} stands for all addresses of this host; the upstream needs one address`);
+  if (range === "multicast")
+    return fail(`${host} is a multicast or broadcast address; TCP cannot connect to it`);
   return host;
 }
 

@@ -11,35 +11,37 @@ export interface Ending {
 }
 
 interface Kind {
-  /** Whose ordinary business, or whose fault. Only what is ours or the upstream's is an error. */
+  /** Whose doing it was. */
   readonly blame: "nobody" | "client" | "server" | "upstream" | "us";
+  /** What the peers do in the ordinary course of things is no more than "info". */
+  readonly level: "info" | "warning" | "error";
   readonly detail: "none" | "errno" | "reply" | "status";
   readonly meaning: string;
 }
 
 /** In the order of their numbers in the journal: add at the end. */
 export const KINDS = {
-  finished: { blame: "nobody", detail: "none", meaning: "both ends closed, all bytes were delivered" },
-  "client-left": { blame: "client", detail: "errno", meaning: "the client went away before the upstream had answered" },
-  "client-reset": { blame: "client", detail: "errno", meaning: "the client reset the connection, or was lost" },
-  "server-reset": { blame: "server", detail: "errno", meaning: "the far end reset the connection, or was lost" },
-  "not-redirected": { blame: "client", detail: "errno", meaning: "the connection came to the listener directly; no firewall rule had redirected it" },
-  "own-address": { blame: "client", detail: "none", meaning: "the destination is one of our own listeners" },
-  loop: { blame: "us", detail: "none", meaning: "our own connection was redirected back to us" },
-  "dial-failed": { blame: "upstream", detail: "errno", meaning: "no address of the upstream could be connected" },
-  "dial-timeout": { blame: "upstream", detail: "none", meaning: "the upstream did not accept the connection in time" },
-  "no-address": { blame: "upstream", detail: "none", meaning: "the upstream's name has no address" },
-  "upstream-closed": { blame: "upstream", detail: "errno", meaning: "the upstream closed or reset the connection during the handshake" },
-  "upstream-malformed": { blame: "upstream", detail: "none", meaning: "the upstream does not speak the protocol" },
-  "upstream-no-method": { blame: "upstream", detail: "none", meaning: "the upstream accepts none of our authentication methods" },
-  "upstream-auth": { blame: "upstream", detail: "none", meaning: "the upstream refused the user name or password" },
-  "upstream-refused": { blame: "server", detail: "reply", meaning: "the upstream could not or would not reach the destination (SOCKS reply)" },
-  "upstream-status": { blame: "server", detail: "status", meaning: "the upstream could not or would not reach the destination (HTTP status)" },
-  "handshake-timeout": { blame: "upstream", detail: "none", meaning: "the upstream did not answer the handshake in time" },
-  "idle-timeout": { blame: "nobody", detail: "none", meaning: "no traffic for the idle time" },
-  "half-closed-timeout": { blame: "nobody", detail: "none", meaning: "one end had closed, and the other sent nothing for the half-closed time" },
-  resources: { blame: "us", detail: "errno", meaning: "the kernel had no file descriptor, memory or port for this connection" },
-  drain: { blame: "nobody", detail: "none", meaning: "still open when the drain deadline passed, or a second signal came" },
+  finished: { blame: "nobody", level: "info", detail: "none", meaning: "both ends closed, all bytes were delivered" },
+  "client-left": { blame: "client", level: "info", detail: "errno", meaning: "the client went away before the upstream had answered" },
+  "client-reset": { blame: "client", level: "info", detail: "errno", meaning: "the client reset the connection, or was lost" },
+  "server-reset": { blame: "server", level: "info", detail: "errno", meaning: "the far end reset the connection, or was lost" },
+  "not-redirected": { blame: "client", level: "warning", detail: "errno", meaning: "the connection came to the listener directly; no firewall rule had redirected it" },
+  "own-address": { blame: "client", level: "warning", detail: "none", meaning: "the destination is one of our own listeners" },
+  loop: { blame: "us", level: "error", detail: "none", meaning: "our own connection was redirected back to us" },
+  "dial-failed": { blame: "upstream", level: "error", detail: "errno", meaning: "no address of the upstream could be connected" },
+  "dial-timeout": { blame: "upstream", level: "error", detail: "none", meaning: "the upstream did not accept the connection in time" },
+  "no-address": { blame: "upstream", level: "error", detail: "none", meaning: "the upstream's name has no address" },
+  "upstream-closed": { blame: "upstream", level: "error", detail: "errno", meaning: "the upstream closed or reset the connection during the handshake" },
+  "upstream-malformed": { blame: "upstream", level: "error", detail: "none", meaning: "the upstream does not speak the protocol" },
+  "upstream-no-method": { blame: "upstream", level: "error", detail: "none", meaning: "the upstream accepts none of our authentication methods" },
+  "upstream-auth": { blame: "upstream", level: "error", detail: "none", meaning: "the upstream refused the user name or password" },
+  "upstream-refused": { blame: "server", level: "info", detail: "reply", meaning: "the upstream could not or would not reach the destination (SOCKS reply)" },
+  "upstream-status": { blame: "server", level: "info", detail: "status", meaning: "the upstream could not or would not reach the destination (HTTP status)" },
+  "handshake-timeout": { blame: "upstream", level: "error", detail: "none", meaning: "the upstream did not answer the handshake in time" },
+  "idle-timeout": { blame: "nobody", level: "info", detail: "none", meaning: "no traffic for the idle time" },
+  "half-closed-timeout": { blame: "nobody", level: "info", detail: "none", meaning: "one end had closed, and the other sent nothing for the half-closed time" },
+  resources: { blame: "us", level: "error", detail: "errno", meaning: "the kernel had no file descriptor, memory or port for this connection" },
+  drain: { blame: "nobody", level: "info", detail: "none", meaning: "still open when the drain deadline passed, or a second signal came" },
 } as const satisfies Record<string, Kind>;
 
 export type Reason = keyof typeof KINDS;

@@ -128,7 +128,6 @@ export class Engine {
     this.loop.run();
     timeouts.expire(this.nowMs);
     counters[TURNS]!++;
-    counters[TUNNELS] = this.tunnels;
     counters[PIPES_LENT] = this.pipes.lent;
     counters[BUFFERS_LENT] = this.buffers.lent;
   }
@@ -182,7 +181,7 @@ export class Engine {
   dispose(): void {
     assert(this.tunnels === 0, "an engine is disposed of when its tunnels are over");
     assert(this.pipes.lent === 0 && this.buffers.lent === 0, "everything borrowed came home");
-    for (const fd of this.listening) this.unlisten(fd);
+    this.#listeners.clear(); // Their fds are their maker's, and epoll forgets them as it closes.
     this.pipes.dispose();
     this.ledger.disown(this.loop.fd);
     this.loop.dispose();
@@ -215,13 +214,25 @@ export class Engine {
   ended(session: Session, why: Ending): void {
     this.counters[endingAt(why.reason)]!++;
     this.#idle.push(session);
-    this.admission.leave();
+    this.leave();
     for (const listener of this.#listeners.values()) {
       if (listener.shortOfFds) this.loop.enqueue(listener);
     }
   }
 
   // ---- what listeners call
+
+  /** A place among all tunnels of the process; false at the limit. */
+  enter(): boolean {
+    if (!this.admission.enter()) return false;
+    this.counters[TUNNELS]!++; // Exact at any time: were we to die, main gives back so many.
+    return true;
+  }
+
+  leave(): void {
+    this.counters[TUNNELS]!--;
+    this.admission.leave();
+  }
 
   /** A session to accept into; null if every row of the table is taken. Not yet taken itself. */
   spareSession(): Session | null {
@@ -244,10 +255,7 @@ export class Engine {
 }
 
 /** A tunnel's end that an operator hears of although he does not ask for every one. */
-function isNews(why: Ending): boolean {
-  const { blame } = KINDS[why.reason];
-  return blame === "upstream" || blame === "us";
-}
+const isNews = (why: Ending): boolean => KINDS[why.reason].level !== "info";
 
 class Listener implements Source, Task, Waiter {
   readonly #engine: Engine;
@@ -292,7 +300,7 @@ class Listener implements Source, Task, Waiter {
     for (let left = engine.limits.acceptsPerTurn; left > 0; left--) {
       if (!this.#readable || this.#closed) return false;
       const session = engine.spareSession();
-      if (session === null || !admission.enter()) {
+      if (session === null || !engine.enter()) {
         if (engine.settings.whenFull === "reset") {
           this.#refuse();
           continue;
@@ -304,7 +312,7 @@ class Listener implements Source, Task, Waiter {
       const fd = sys.accept4(this.#fd, rows, session.row, SOCK_NONBLOCK | SOCK_CLOEXEC);
       if (fd >= 0) engine.begin(session, fd);
       else {
-        admission.leave();
+        engine.leave();
         if (fd === -EAGAIN) this.#readable = false;
         else if (this.#failed(-fd)) return false;
       }

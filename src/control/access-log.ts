@@ -1,0 +1,95 @@
+/**
+ * Journal records -> log lines, with the predecessors' messages and field names: "proxy starts",
+ * "proxy ends", "failed to connect to proxy server". What ended a tunnel stands in `reason`, out of
+ * the closed list in engine/ending.ts.
+ */
+import { randomBytes } from "node:crypto";
+import { textOf } from "../config/endpoint.ts";
+import { KINDS, type Reason, REASONS } from "../engine/ending.ts";
+import { type JournalRecord, STARTED } from "../engine/journal.ts";
+import { errnoText } from "./listeners.ts";
+import type { Field, Log } from "./log.ts";
+
+const DESTINATION = 28;
+
+/** RFC 1928 section 6. */
+const SOCKS_REPLIES = [
+  "succeeded",
+  "general failure",
+  "not allowed by ruleset",
+  "network unreachable",
+  "host unreachable",
+  "connection refused",
+  "TTL expired",
+  "command not supported",
+  "address type not supported",
+];
+
+const REMEDIES: Partial<Record<Reason, string>> = {
+  loop: "exempt transplice from its own redirect: set `mark` and let the rules return packets with that mark, or exempt its user or the upstream's address",
+  "not-redirected":
+    "only the firewall may send connections here; is the listener open to others, or is conntrack missing?",
+  "own-address": "the rules redirect connections to transplice's own port; exclude it",
+  "no-address": "the name in proxy_url does not resolve",
+};
+
+export class AccessLog {
+  readonly #log: Log;
+  /** Of this process: request ids of two runs do not meet. */
+  readonly #run = randomBytes(6).toString("hex");
+
+  constructor(log: Log) {
+    this.#log = log;
+  }
+
+  write(record: JournalRecord, worker: number): void {
+    const fields: Record<string, Field> = {
+      type: "access",
+      client_addr: textOf(record.addresses, 0),
+      dest_addr: record.addresses[DESTINATION] === 0 ? "" : textOf(record.addresses, DESTINATION),
+      request_id: this.#requestId(record, worker),
+    };
+    if (record.kind === STARTED) return this.#log.info("proxy starts", fields, record.wallMs);
+    const reason = REASONS[record.reason]!;
+    const { level, blame } = KINDS[reason];
+    Object.assign(fields, {
+      elapsed: record.durationMs / 1000,
+      tx_bytes: record.bytesUp,
+      rx_bytes: record.bytesDown,
+      reason,
+    });
+    const error = errorText(reason, record);
+    if (error !== null) fields["error"] = error;
+    if (level === "info") return this.#log.info("proxy ends", fields, record.wallMs);
+    const remedy = REMEDIES[reason];
+    if (remedy !== undefined) fields["remedy"] = remedy;
+    const message =
+      blame === "upstream" ? "failed to connect to proxy server" : "connection refused";
+    this.#log[level](message, fields, record.wallMs, reason);
+  }
+
+  #requestId(record: JournalRecord, worker: number): string {
+    const hex = (value: number, digits: number) => value.toString(16).padStart(digits, "0");
+    const run = this.#run;
+    const life = hex(record.incarnation & 0xffff, 4);
+    return `${run.slice(0, 8)}-${run.slice(8)}-${life}-${hex(worker, 4)}-${hex(record.id, 12)}`;
+  }
+}
+
+/** In words, or null where nothing was wrong. */
+function errorText(reason: Reason, record: JournalRecord): string | null {
+  const { detail, meaning } = KINDS[reason];
+  const number = record.detail;
+  if (reason === "finished") return null;
+  if (record.text !== "") return `${meaning}: ${record.text}`;
+  switch (detail) {
+    case "errno":
+      return number === 0 ? meaning : `${meaning}: ${errnoText(number)}`;
+    case "reply":
+      return `${meaning}: ${number} ${SOCKS_REPLIES[number] ?? "unassigned"}`;
+    case "status":
+      return `${meaning}: ${number}`;
+    case "none":
+      return meaning;
+  }
+}

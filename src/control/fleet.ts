@@ -1,0 +1,408 @@
+/**
+ * The workers: starts them, replaces one that dies, notices one that hangs, and speaks to them.
+ *
+ * What must outlive a worker belongs to main: shared memory, listening sockets, the eventfds by
+ * which workers are woken (were a worker to close its own, another thread could write to whoever
+ * has the number next).
+ */
+import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
+import { EFD_CLOEXEC, EFD_NONBLOCK } from "../../native-bindings/constants.ts";
+import type { Syscalls } from "../../native-bindings/syscalls.ts";
+import { Admission, admissionBytes } from "../engine/admission.ts";
+import { assert } from "../engine/assert.ts";
+import {
+  countersBytes,
+  countersRow,
+  DIAL_FAILURES,
+  JOURNAL_DROPPED,
+  TUNNELS,
+  TURNS,
+} from "../engine/counters.ts";
+import { rowsBytes, type Shared } from "../engine/engine.ts";
+import { Journal, type JournalRecord, journalBytes } from "../engine/journal.ts";
+import { Ledger, OWNERS_MAX } from "../engine/ledger.ts";
+import type { Limits } from "../engine/limits.ts";
+import { LOOPS_BYTES, Loops } from "../engine/loops.ts";
+import type { Settings } from "../engine/route.ts";
+import type { Order, Report, WorkerStart } from "../worker.ts";
+import type { Log } from "./log.ts";
+
+export const WORKERS_MAX = OWNERS_MAX - 1;
+
+const JOURNAL_RECORDS = 8192;
+/** A worker whose turns have stood still for so many ticks of a second is said to hang... */
+const HANGS_TICKS = 5;
+/** ...and after so many it is replaced. */
+const REPLACED_TICKS = 30;
+/** A worker that dies again within a second is started again only after one. */
+const RESTART_MS = 1000;
+/** How long an unlisten may take before its caller goes on without the worker's answer. */
+const ANSWER_MS = 1000;
+/** Under load the journals are read so often; else only when a worker says that it has written. */
+const JOURNAL_MS = 50;
+
+export interface FleetOptions {
+  readonly sys: Syscalls;
+  readonly log: Log;
+  readonly ledgerFds: number;
+  readonly onRecord: (record: JournalRecord, worker: number) => void;
+}
+
+interface Member {
+  readonly number: number;
+  readonly eventfd: number;
+  readonly rows: SharedArrayBuffer;
+  readonly journal: SharedArrayBuffer;
+  readonly reader: Journal;
+  readonly counters: Float64Array;
+  readonly limits: Limits;
+  readonly fds: Set<number>;
+  thread: Worker | null;
+  port: MessagePort | null;
+  incarnation: number;
+  startedMs: number;
+  /** It has been told to drain, so its exit is no accident. */
+  leaving: boolean;
+  turnsSeen: number;
+  stillTicks: number;
+  readonly unlistening: Map<number, () => void>;
+  onReady: () => void;
+  onExit: () => void;
+  exited: Promise<void>;
+}
+
+export class Fleet {
+  readonly #options: FleetOptions;
+  readonly #shared: Shared;
+  readonly #admission: Admission;
+  readonly #ledger: Ledger;
+  readonly #loops: Loops;
+  readonly #members: Member[] = [];
+  readonly #eventfds: number[] = [];
+  #settings: Settings | null = null;
+  #journalTimer: NodeJS.Timeout | null = null;
+  #dropped = 0;
+
+  constructor(options: FleetOptions) {
+    this.#options = options;
+    this.#shared = {
+      ledger: new SharedArrayBuffer(options.ledgerFds),
+      admission: new SharedArrayBuffer(admissionBytes(WORKERS_MAX)),
+      counters: new SharedArrayBuffer(countersBytes(WORKERS_MAX)),
+      loops: new SharedArrayBuffer(LOOPS_BYTES),
+    };
+    this.#admission = new Admission(this.#shared.admission, options.sys);
+    this.#ledger = new Ledger(this.#shared.ledger);
+    this.#loops = new Loops(this.#shared.loops, options.sys, OWNERS_MAX);
+  }
+
+  get size(): number {
+    return this.#members.filter((member) => !member.leaving).length;
+  }
+
+  /** Tunnels that exist, over all workers. */
+  get tunnels(): number {
+    return this.#admission.active;
+  }
+
+  setTunnelsMax(tunnels: number): void {
+    this.#admission.setLimit(tunnels);
+  }
+
+  /** Starts workers until there are `count`; resolves when all are ready. */
+  async grow(count: number, limits: Limits, settings: Settings): Promise<void> {
+    assert(count <= WORKERS_MAX, "workers are numbered in a byte");
+    this.#settings = settings;
+    const ready: Promise<void>[] = [];
+    while (this.size < count) {
+      const member = this.#enlist(limits);
+      this.#members.push(member);
+      ready.push(new Promise((resolve) => (member.onReady = resolve)));
+      this.#start(member);
+    }
+    await Promise.all(ready);
+  }
+
+  /** Lets workers go until `count` are left: their listeners move to the others, then they drain. */
+  async shrink(count: number): Promise<void> {
+    while (this.size > count) {
+      const leaver = this.#members.findLast((member) => !member.leaving)!;
+      const fds = [...leaver.fds];
+      leaver.leaving = true;
+      for (const fd of fds) leaver.fds.delete(fd);
+      // First the one lets go, then the other takes over: in between, connections wait in the
+      // backlog, which belongs to the socket and not to a worker.
+      await this.#unlistenOne(leaver, fds);
+      this.listen(fds);
+      this.#order(leaver, { kind: "drain" });
+    }
+  }
+
+  /** Spreads listening sockets of one address over the workers. */
+  listen(fds: readonly number[]): void {
+    const members = this.#members.filter((member) => !member.leaving);
+    fds.forEach((fd, i) => {
+      const member = members[i % members.length]!;
+      member.fds.add(fd);
+      this.#order(member, { kind: "listen", fds: [fd] });
+    });
+  }
+
+  /** Resolves when no worker accepts from these any more, or will not answer. */
+  async unlisten(fds: readonly number[]): Promise<void> {
+    await Promise.all(
+      this.#members.map((member) => {
+        const its = fds.filter((fd) => member.fds.delete(fd));
+        return its.length === 0 ? undefined : this.#unlistenOne(member, its);
+      }),
+    );
+  }
+
+  configure(settings: Settings): void {
+    this.#settings = settings;
+    for (const member of this.#members) this.#order(member, { kind: "configure", settings });
+  }
+
+  /** Each worker exits when its last tunnel is over. */
+  drain(): void {
+    for (const member of this.#members) {
+      member.leaving = true;
+      this.#order(member, { kind: "drain" });
+    }
+  }
+
+  /** Each worker resets what is left, and exits. */
+  cut(): void {
+    for (const member of this.#members) {
+      member.leaving = true;
+      this.#order(member, { kind: "cut" });
+    }
+  }
+
+  /** Resolves when every worker has exited. */
+  async exited(): Promise<void> {
+    await Promise.all(this.#members.map((member) => member.exited));
+    this.#readJournals();
+  }
+
+  /** A counter, summed over all workers. */
+  total(at: number): number {
+    return this.#members.reduce((sum, { counters }) => sum + counters[at]!, 0);
+  }
+
+  get dialFailures(): number {
+    return this.total(DIAL_FAILURES);
+  }
+
+  /** To be called once a second: looks for workers whose turns stand still. */
+  tick(): void {
+    for (const member of this.#members) this.#lookAt(member);
+    const dropped = this.total(JOURNAL_DROPPED);
+    if (dropped > this.#dropped) {
+      this.#options.log.warning(
+        "connections are not in the log: more ended than could be written",
+        {
+          count: dropped - this.#dropped,
+        },
+      );
+      this.#dropped = dropped;
+    }
+  }
+
+  // ---- one worker
+
+  #enlist(limits: Limits): Member {
+    const { sys } = this.#options;
+    const taken = new Set(this.#members.map(({ number }) => number));
+    let number = 0;
+    while (taken.has(number)) number++;
+    if (this.#eventfds[number] === undefined) {
+      const fd = sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+      assert(fd >= 0, `eventfd answered ${fd}`);
+      this.#eventfds[number] = fd;
+      this.#admission.setEventfd(number, fd);
+    }
+    const journal = new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS));
+    const reader = new Journal(journal);
+    reader.sleep();
+    return {
+      number,
+      limits,
+      journal,
+      reader,
+      eventfd: this.#eventfds[number]!,
+      rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
+      counters: countersRow(this.#shared.counters, number),
+      fds: new Set(),
+      thread: null,
+      port: null,
+      incarnation: -1,
+      startedMs: 0,
+      leaving: false,
+      turnsSeen: -1,
+      stillTicks: 0,
+      unlistening: new Map(),
+      onReady: () => {},
+      onExit: () => {},
+      exited: Promise.resolve(),
+    };
+  }
+
+  #start(member: Member): void {
+    const { port1, port2 } = new MessageChannel();
+    member.incarnation++;
+    member.startedMs = performance.now();
+    member.stillTicks = 0;
+    member.port = port1;
+    const start: WorkerStart = {
+      port: port2,
+      worker: member.number,
+      incarnation: member.incarnation,
+      eventfd: member.eventfd,
+      limits: member.limits,
+      settings: this.#settings!,
+      shared: this.#shared,
+      rows: member.rows,
+      journal: member.journal,
+    };
+    member.exited = new Promise((resolve) => (member.onExit = resolve));
+    port1.on("message", (report: Report) => this.#hear(member, report));
+    port1.unref();
+    const thread = new Worker(new URL("../worker.js", import.meta.url), {
+      workerData: start,
+      transferList: [port2],
+      name: `transplice-${member.number}`,
+    });
+    member.thread = thread;
+    thread.on("error", (error: Error) => {
+      this.#options.log.critical("a worker died", {
+        worker: member.number,
+        error: error.stack ?? String(error),
+      });
+    });
+    thread.on("exit", () => this.#gone(member));
+    if (member.fds.size > 0) this.#order(member, { kind: "listen", fds: [...member.fds] });
+  }
+
+  #hear(member: Member, report: Report): void {
+    switch (report.kind) {
+      case "ready":
+        member.onReady();
+        break;
+      case "unlistened":
+        for (const fd of report.fds) {
+          member.unlistening.get(fd)?.();
+          member.unlistening.delete(fd);
+        }
+        break;
+      case "journal":
+        this.#readJournals();
+        break;
+    }
+  }
+
+  /** The thread has stopped: in order, or because it threw. */
+  #gone(member: Member): void {
+    const { sys, log } = this.#options;
+    const owner = member.number + 1;
+    member.thread = null;
+    member.port?.close();
+    member.port = null;
+    this.#admission.stopWaiting(member.number);
+    let closed = 0;
+    for (const fd of this.#ledger.ownedBy(owner)) {
+      this.#ledger.disown(fd);
+      sys.close(fd);
+      closed++;
+    }
+    this.#loops.forgetAll(owner);
+    const tunnels = member.counters[TUNNELS]!;
+    member.counters[TUNNELS] = 0;
+    for (const answer of member.unlistening.values()) answer();
+    member.unlistening.clear();
+    member.onReady();
+    member.onExit();
+    if (tunnels > 0) this.#admission.leave(tunnels);
+    if (member.leaving) {
+      this.#members.splice(this.#members.indexOf(member), 1);
+      return;
+    }
+    log.error("a worker is replaced; its connections are lost, the others go on", {
+      worker: member.number,
+      tunnels,
+      fds: closed,
+    });
+    const lived = performance.now() - member.startedMs;
+    setTimeout(
+      () => {
+        if (!member.leaving) this.#start(member);
+      },
+      lived < RESTART_MS ? RESTART_MS : 0,
+    );
+  }
+
+  #lookAt(member: Member): void {
+    const { log } = this.#options;
+    const turns = member.counters[TURNS]!;
+    if (member.thread === null || turns !== member.turnsSeen) {
+      if (member.stillTicks >= HANGS_TICKS)
+        log.warning("a worker goes on", { worker: member.number });
+      member.turnsSeen = turns;
+      member.stillTicks = 0;
+      return;
+    }
+    member.stillTicks++;
+    if (member.stillTicks === HANGS_TICKS) {
+      log.critical("a worker hangs", { worker: member.number, seconds: HANGS_TICKS });
+    } else if (member.stillTicks === REPLACED_TICKS) {
+      log.critical("a worker hangs and is ended", {
+        worker: member.number,
+        seconds: REPLACED_TICKS,
+      });
+      void member.thread.terminate();
+    }
+  }
+
+  #order(member: Member, order: Order): void {
+    if (member.port === null) return; // It is being replaced, and will start with what holds then.
+    member.port.postMessage(order);
+    this.#admission.wake(member.number);
+  }
+
+  #unlistenOne(member: Member, fds: readonly number[]): Promise<void> {
+    if (member.port === null) return Promise.resolve();
+    return new Promise((resolve) => {
+      const timer = setTimeout(() => {
+        this.#options.log.warning("a worker does not answer", { worker: member.number });
+        resolve();
+      }, ANSWER_MS);
+      let left = fds.length;
+      for (const fd of fds) {
+        member.unlistening.set(fd, () => {
+          if (--left > 0) return;
+          clearTimeout(timer);
+          resolve();
+        });
+      }
+      this.#order(member, { kind: "unlisten", fds });
+    });
+  }
+
+  // ---- journals
+
+  #readJournals(): void {
+    if (this.#journalTimer !== null) {
+      clearTimeout(this.#journalTimer);
+      this.#journalTimer = null;
+    }
+    let read = 0;
+    for (const { reader, number } of this.#members) {
+      for (let record = reader.read(); record !== null; record = reader.read()) {
+        this.#options.onRecord(record, number);
+        read++;
+      }
+    }
+    const asleep = read === 0 && this.#members.map(({ reader }) => reader.sleep()).every(Boolean);
+    if (!asleep) this.#journalTimer = setTimeout(() => this.#readJournals(), JOURNAL_MS);
+  }
+}

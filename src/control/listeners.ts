@@ -1,0 +1,208 @@
+/**
+ * The listening sockets: opened and closed by main, accepted from by workers. So a worker that
+ * dies takes no backlog with it, and a reload moves sockets without closing them.
+ *
+ * Each address has one SO_REUSEPORT socket for each worker, among which the kernel spreads
+ * connections by a hash.
+ */
+import { getSystemErrorMap } from "node:util";
+import {
+  AF_INET6,
+  EADDRINUSE,
+  EADDRNOTAVAIL,
+  EAFNOSUPPORT,
+  IPV6_TRANSPARENT,
+  IPV6_V6ONLY,
+  IP_TRANSPARENT,
+  SHUT_RDWR,
+  SOCK_CLOEXEC,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  SOL_IP,
+  SOL_IPV6,
+  SOL_SOCKET,
+  SOL_TCP,
+  SO_REUSEADDR,
+  SO_REUSEPORT,
+  TCP_NODELAY,
+} from "../../native-bindings/constants.ts";
+import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
+import type { Config, ListenAddress } from "../config/config.ts";
+
+/** The kernel cuts it to net.core.somaxconn. */
+const BACKLOG = 65535;
+
+export interface ListeningAddress {
+  readonly address: ListenAddress;
+  readonly fds: readonly number[];
+}
+
+export class Listeners {
+  readonly #sys: Syscalls;
+  readonly #open = new Map<string, ListeningAddress>();
+
+  constructor(sys: Syscalls) {
+    this.#sys = sys;
+  }
+
+  get open(): readonly ListeningAddress[] {
+    return [...this.#open.values()];
+  }
+
+  /**
+   * Opens what the configuration lists and is not open, `sockets` of each. All or nothing: the
+   * texts of what went wrong, or what is newly open, and the addresses left out because this host
+   * lacks them (half of "localhost").
+   */
+  openNew(
+    config: Config,
+    sockets: number,
+  ): { opened: ListeningAddress[]; missing: string[] } | { wrong: string[] } {
+    const opened: ListeningAddress[] = [];
+    const missing: string[] = [];
+    const wrong: string[] = [];
+    for (const address of config.listen) {
+      if (this.#open.has(keyOf(address))) continue;
+      const fds = this.#openAddress(address, config.mode, sockets);
+      if (Array.isArray(fds)) opened.push({ address, fds });
+      else if (address.optional && fds.absent) missing.push(address.text);
+      else wrong.push(fds.text);
+    }
+    const kept = config.listen.filter((address) => this.#open.has(keyOf(address)));
+    if (wrong.length === 0 && opened.length + kept.length === 0) {
+      wrong.push(`none of ${config.listen.map(({ text }) => text).join(", ")} exists on this host`);
+    }
+    if (wrong.length > 0) {
+      for (const { fds } of opened) this.#close(fds);
+      return { wrong };
+    }
+    for (const listening of opened) this.#open.set(keyOf(listening.address), listening);
+    return { opened, missing };
+  }
+
+  /** Listening addresses that the configuration no longer has. */
+  obsolete(config: Config): ListeningAddress[] {
+    const wanted = new Set(config.listen.map(keyOf));
+    return this.open.filter(({ address }) => !wanted.has(keyOf(address)));
+  }
+
+  /** The mode has changed: listening sockets learn it where they stand. */
+  setMode(mode: Config["mode"]): Result {
+    let result = 0;
+    for (const { address, fds } of this.#open.values()) {
+      for (const fd of fds)
+        result = Math.min(result, this.#transparent(fd, address, mode === "tproxy"));
+    }
+    return result;
+  }
+
+  /** No worker accepts from them any more: connections are refused from now on. */
+  close(listening: ListeningAddress): void {
+    this.#close(listening.fds);
+    this.#open.delete(keyOf(listening.address));
+  }
+
+  /** A worker may still be using them: refuse connections, but keep the numbers. */
+  shutDown(): void {
+    for (const { fds } of this.#open.values())
+      for (const fd of fds) this.#sys.shutdown(fd, SHUT_RDWR);
+  }
+
+  #openAddress(address: ListenAddress, mode: Config["mode"], sockets: number): number[] | Trouble {
+    // With SO_REUSEPORT a second program could share the port unnoticed, and take half of the
+    // connections. So the first bind is tried without it.
+    const probe = this.#bind(address, mode, false);
+    if (typeof probe !== "number") return probe;
+    this.#sys.close(probe);
+    const fds: number[] = [];
+    for (let i = 0; i < sockets; i++) {
+      const fd = this.#bind(address, mode, true);
+      const listening = typeof fd === "number" ? this.#sys.listen(fd, BACKLOG) : fd;
+      if (typeof fd === "number") fds.push(fd);
+      if (typeof listening === "number" && listening >= 0) continue;
+      this.#close(fds);
+      return typeof listening === "number" ? trouble(address, "listen", listening) : listening;
+    }
+    return fds;
+  }
+
+  #bind(address: ListenAddress, mode: Config["mode"], shared: boolean): number | Trouble {
+    const sys = this.#sys;
+    const { bytes } = address;
+    const family = bytes[0]!;
+    const fd = sys.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (fd < 0) return trouble(address, "socket", fd);
+    const memory: Memory = sys.memory(bytes.length);
+    memory.bytes.set(bytes);
+    const steps: [string, () => Result][] = [
+      ["setsockopt SO_REUSEADDR", () => sys.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1)],
+      [
+        "setsockopt SO_REUSEPORT",
+        () => (shared ? sys.setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, 1) : 0),
+      ],
+      // Accepted sockets inherit it, which saves a call for each.
+      ["setsockopt TCP_NODELAY", () => sys.setsockopt(fd, SOL_TCP, TCP_NODELAY, 1)],
+      [
+        "setsockopt IPV6_V6ONLY",
+        () =>
+          family === AF_INET6
+            ? sys.setsockopt(fd, SOL_IPV6, IPV6_V6ONLY, address.dualStack ? 0 : 1)
+            : 0,
+      ],
+      [
+        "setsockopt IP_TRANSPARENT",
+        () => (mode === "tproxy" ? this.#transparent(fd, address, true) : 0),
+      ],
+      ["bind", () => sys.bind(fd, memory, 0, bytes.length)],
+    ];
+    for (const [call, step] of steps) {
+      const result = step();
+      if (result >= 0) continue;
+      sys.close(fd);
+      return trouble(address, call, result);
+    }
+    return fd;
+  }
+
+  #transparent(fd: number, address: ListenAddress, on: boolean): Result {
+    const sys = this.#sys;
+    if (address.bytes[0] !== AF_INET6)
+      return sys.setsockopt(fd, SOL_IP, IP_TRANSPARENT, on ? 1 : 0);
+    const result = sys.setsockopt(fd, SOL_IPV6, IPV6_TRANSPARENT, on ? 1 : 0);
+    if (result < 0 || !address.dualStack) return result;
+    return sys.setsockopt(fd, SOL_IP, IP_TRANSPARENT, on ? 1 : 0);
+  }
+
+  #close(fds: readonly number[]): void {
+    for (const fd of fds) this.#sys.close(fd);
+  }
+}
+
+/** The same socket address may be wanted dual-stack or not: another socket. */
+const keyOf = (address: ListenAddress): string => `${address.text} ${address.dualStack}`;
+
+interface Trouble {
+  readonly text: string;
+  /** This host has no such address. */
+  readonly absent: boolean;
+}
+
+function trouble(address: ListenAddress, call: string, result: Result): Trouble {
+  const remedy =
+    -result === EADDRINUSE
+      ? "; another program listens there, see: ss -ltnp"
+      : call.endsWith("IP_TRANSPARENT")
+        ? '; mode = "tproxy" needs CAP_NET_ADMIN'
+        : "";
+  return {
+    text: `listen tcp ${address.text}: ${call}: ${errnoText(-result)}${remedy}`,
+    absent: -result === EADDRNOTAVAIL || -result === EAFNOSUPPORT,
+  };
+}
+
+const ERRORS = getSystemErrorMap();
+
+/** "connection refused", as libuv puts it. */
+export function errnoText(errno: number): string {
+  return ERRORS.get(-errno)?.[1] ?? `errno ${errno}`;
+}

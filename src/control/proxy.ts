@@ -1,0 +1,297 @@
+/**
+ * The running program: from a Config to workers that accept, through reloads, to the end.
+ */
+import { availableParallelism, networkInterfaces } from "node:os";
+import {
+  EPERM,
+  SO_MARK,
+  SOCK_CLOEXEC,
+  SOCK_STREAM,
+  SOL_SOCKET,
+  AF_INET,
+} from "../../native-bindings/constants.ts";
+import type { Syscalls } from "../../native-bindings/syscalls.ts";
+import type { Config } from "../config/config.ts";
+import { socketAddress } from "../config/endpoint.ts";
+import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
+import type { Settings } from "../engine/route.ts";
+import { addressOf } from "../policy/own.ts";
+import { AccessLog } from "./access-log.ts";
+import { Fleet, WORKERS_MAX } from "./fleet.ts";
+import { errnoText, Listeners } from "./listeners.ts";
+import type { Log } from "./log.ts";
+import { Resolver } from "./resolver.ts";
+import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
+
+const TICK_MS = 1000;
+/** Addresses of the host change seldom, and nothing tells us. */
+const INTERFACES_TICKS = 10;
+/** After the workers were told to cut, they have no reason to stay. */
+const CUT_MS = 2000;
+
+export class Proxy {
+  readonly #sys: Syscalls;
+  readonly #log: Log;
+  readonly #listeners: Listeners;
+  readonly #fleet: Fleet;
+  readonly #nofile: number;
+  #config: Config;
+  #resolver: Resolver | null = null;
+  #local: readonly Uint8Array[] = [];
+  #limits: Limits = DEFAULTS;
+  #tunnelsMax = 0;
+  #ticks = 0;
+  #dialFailures = 0;
+  #timer: NodeJS.Timeout | null = null;
+  #stopping = false;
+
+  constructor(sys: Syscalls, log: Log, config: Config) {
+    this.#sys = sys;
+    this.#log = log;
+    this.#config = config;
+    this.#nofile = raiseNofile(sys);
+    this.#listeners = new Listeners(sys);
+    const accessLog = new AccessLog(log);
+    this.#fleet = new Fleet({
+      sys,
+      log,
+      ledgerFds: Math.min(this.#nofile, FDS_MAX),
+      onRecord: (record, worker) => accessLog.write(record, worker),
+    });
+  }
+
+  /** Resolves when connections are accepted; or with what stands against it. */
+  async start(): Promise<string[]> {
+    const config = this.#config;
+    const workers = this.#workersOf(config);
+    const refused = this.#refusal(config);
+    if (refused !== null) return [refused];
+    const listening = this.#listeners.openNew(config, workers);
+    if ("wrong" in listening) return listening.wrong;
+    for (const text of listening.missing) {
+      this.#log.warning("an address is not listened on: this host does not have it", {
+        address: text,
+      });
+    }
+    await this.#follow(config);
+    const plan = budget(this.#nofile, openFds() + workers * 6, this.#pipesOf(config));
+    if (plan === null) return [this.#tooFewFds(workers)];
+    this.#limits = {
+      ...DEFAULTS,
+      tunnels: plan.tunnels,
+      pipes: Math.floor(plan.pipes / workers),
+      pipeBytes: config.limits.pipeBytes,
+    };
+    this.#local = localAddresses();
+    await this.#fleet.grow(workers, this.#limits, this.#settings());
+    // Now that every thread has opened what it needs, it is known what is left.
+    const carried = budget(this.#nofile, openFds(), this.#limits.pipes * workers);
+    if (carried === null) return [this.#tooFewFds(workers)];
+    this.#tunnelsMax = Math.min(carried.tunnels, this.#limits.tunnels);
+    this.#setTunnelsMax(config);
+    for (const { fds } of this.#listeners.open) this.#fleet.listen(fds);
+    this.#timer = setInterval(() => this.#tick(), TICK_MS);
+    this.#log.info("transplice is ready", {
+      listen: this.#listeners.open.map(({ address }) => address.text).join(" "),
+      mode: config.mode,
+      upstream: config.upstream.kind === "direct" ? "direct" : config.upstream.text,
+      workers,
+      max_connections: Math.min(config.maxConnections ?? Infinity, this.#tunnelsMax),
+      nofile: this.#nofile,
+    });
+    return [];
+  }
+
+  /**
+   * Takes on another configuration, or none of it: answers what stands against it. Connections
+   * that exist keep what they were begun with; the listening sockets of addresses that stay are
+   * never closed.
+   */
+  async reload(config: Config): Promise<string[]> {
+    const refused = this.#refusal(config);
+    if (refused !== null) return [refused];
+    const old = this.#config;
+    const listening = this.#listeners.openNew(config, this.#workersOf(config));
+    if ("wrong" in listening) return listening.wrong;
+    if (config.mode !== old.mode) {
+      const result = this.#listeners.setMode(config.mode);
+      if (result < 0) {
+        this.#listeners.setMode(old.mode);
+        for (const added of listening.opened) this.#listeners.close(added);
+        return [`mode: setsockopt IP_TRANSPARENT: ${errnoText(-result)}; it needs CAP_NET_ADMIN`];
+      }
+    }
+    await this.#follow(config);
+    if (this.#stopping) return [];
+    this.#config = config;
+    const settings = this.#settings();
+    this.#fleet.configure(settings);
+    this.#setTunnelsMax(config);
+    await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
+    for (const { fds } of listening.opened) this.#fleet.listen(fds);
+    for (const gone of this.#listeners.obsolete(config)) {
+      await this.#fleet.unlisten(gone.fds);
+      this.#listeners.close(gone);
+    }
+    await this.#fleet.shrink(this.#workersOf(config));
+    if (
+      config.limits.pipes !== old.limits.pipes ||
+      config.limits.pipeBytes !== old.limits.pipeBytes
+    ) {
+      this.#log.warning(
+        "limits.pipes and limits.pipe_size are taken on by workers at their next start",
+      );
+    }
+    return [];
+  }
+
+  /** Refuses new connections at once, lets the others end, and resets what is left at the end. */
+  async stop(): Promise<void> {
+    this.#stopping = true;
+    this.#resolver?.close();
+    for (const listening of this.#listeners.open) {
+      await this.#fleet.unlisten(listening.fds);
+      this.#listeners.close(listening);
+    }
+    const { drainMs } = this.#config.timeouts;
+    const left = this.#fleet.tunnels;
+    if (left > 0)
+      this.#log.info("waiting for connections to end", {
+        connections: left,
+        seconds: drainMs / 1000,
+      });
+    this.#fleet.drain();
+    const deadline = setTimeout(() => {
+      this.#log.warning("connections are cut: the drain deadline has passed", {
+        connections: this.#fleet.tunnels,
+      });
+      this.cut();
+    }, drainMs);
+    await this.#fleet.exited();
+    clearTimeout(deadline);
+    if (this.#timer !== null) clearInterval(this.#timer);
+  }
+
+  /** The end, now. */
+  cut(): void {
+    this.#fleet.cut();
+    // A worker that does not even obey this goes down with the process.
+    setTimeout(() => process.exit(0), CUT_MS).unref();
+  }
+
+  #tick(): void {
+    this.#ticks++;
+    this.#fleet.tick();
+    const failures = this.#fleet.dialFailures;
+    if (failures !== this.#dialFailures) {
+      this.#dialFailures = failures;
+      this.#resolver?.refresh();
+    }
+    if (this.#ticks % INTERFACES_TICKS !== 0 || this.#stopping) return;
+    const local = localAddresses();
+    if (local.join(";") === this.#local.join(";")) return;
+    this.#local = local;
+    this.#fleet.configure(this.#settings());
+  }
+
+  /** Follows the upstream's name from now on; resolves when its addresses are known, or late. */
+  async #follow(config: Config): Promise<void> {
+    const { upstream } = config;
+    const old = this.#config.upstream;
+    const same =
+      upstream.kind !== "direct" &&
+      old.kind !== "direct" &&
+      upstream.host === old.host &&
+      upstream.port === old.port;
+    if (this.#resolver !== null && same) return;
+    let resolver: Resolver | null = null;
+    if (upstream.kind !== "direct") {
+      const { host, port } = upstream;
+      resolver = new Resolver({
+        host,
+        port,
+        log: this.#log,
+        onChange: () => {
+          if (this.#resolver === resolver && this.#fleet.size > 0)
+            this.#fleet.configure(this.#settings());
+        },
+      });
+      await resolver.start();
+    }
+    this.#resolver?.close();
+    this.#resolver = resolver;
+  }
+
+  #settings(): Settings {
+    const { upstream, timeouts, tcp, limits, mode, mark, pipelined } = this.#config;
+    return {
+      mode,
+      upstream: {
+        kind: upstream.kind,
+        addresses: this.#resolver?.addresses.map(({ bytes }) => bytes) ?? [],
+        credentials: upstream.kind === "direct" ? null : upstream.credentials,
+        pipelined,
+      },
+      mark,
+      whenFull: limits.whenFull,
+      dialMs: timeouts.dialMs,
+      handshakeMs: timeouts.handshakeMs,
+      halfClosedMs: timeouts.halfClosedMs,
+      idleMs: timeouts.idleMs,
+      ...tcp,
+      own: {
+        listening: this.#listeners.open.map(({ address }) => address.bytes),
+        local: this.#local,
+      },
+      journalAll: this.#log.enabled("info"),
+    };
+  }
+
+  #setTunnelsMax(config: Config): void {
+    const { maxConnections } = config;
+    if (maxConnections !== null && maxConnections > this.#tunnelsMax) {
+      this.#log.warning("max_connections is more than the limit of open files carries", {
+        max_connections: maxConnections,
+        carried: this.#tunnelsMax,
+        nofile: this.#nofile,
+      });
+    }
+    this.#fleet.setTunnelsMax(Math.min(maxConnections ?? Infinity, this.#tunnelsMax));
+  }
+
+  #workersOf(config: Config): number {
+    return Math.min(config.workers ?? availableParallelism(), WORKERS_MAX);
+  }
+
+  #pipesOf(config: Config): number {
+    return config.limits.pipes ?? pipesAllowed(config.limits.pipeBytes);
+  }
+
+  /** What the kernel would refuse for every single connection is better said now. */
+  #refusal(config: Config): string | null {
+    if (config.mark === null) return null;
+    const fd = this.#sys.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) return null;
+    const result = this.#sys.setsockopt(fd, SOL_SOCKET, SO_MARK, config.mark);
+    this.#sys.close(fd);
+    return result === -EPERM
+      ? "mark: this process may not set SO_MARK; give it CAP_NET_ADMIN, or leave `mark` out"
+      : null;
+  }
+
+  #tooFewFds(workers: number): string {
+    return `the limit of open files (${this.#nofile}) carries no connection with ${workers} workers; raise it (ulimit -n, LimitNOFILE=), or set fewer workers`;
+  }
+}
+
+/** The addresses of this host's interfaces, 4 or 16 bytes each. */
+function localAddresses(): Uint8Array[] {
+  const found: Uint8Array[] = [];
+  for (const interfaces of Object.values(networkInterfaces())) {
+    for (const { address } of interfaces ?? []) {
+      const known = socketAddress(address.replace(/%.*/, ""), 1);
+      if (known !== null) found.push(addressOf(known.bytes, 0));
+    }
+  }
+  return found;
+}

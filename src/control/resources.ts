@@ -1,0 +1,54 @@
+/**
+ * What this process may use of the kernel: file descriptors and pipes. Asked once, at start.
+ */
+import { readdirSync, readFileSync } from "node:fs";
+import { RLIMIT_NOFILE } from "../../native-bindings/constants.ts";
+import type { Syscalls } from "../../native-bindings/syscalls.ts";
+import { FDS_MAX } from "../engine/limits.ts";
+
+/** Raises the soft limit of open files to the hard one. Answers what holds now. */
+export function raiseNofile(sys: Syscalls): number {
+  const limit = sys.getrlimit(RLIMIT_NOFILE);
+  if (limit === null) return 1024;
+  const { soft, hard } = limit;
+  // Above FDS_MAX nothing is gained, and some limits ("a billion") stand for none.
+  const wanted = Math.min(hard, Math.max(soft, FDS_MAX));
+  if (wanted > soft && sys.setrlimit(RLIMIT_NOFILE, wanted, hard) >= 0) return wanted;
+  return soft;
+}
+
+export function openFds(): number {
+  return readdirSync("/proc/self/fd").length - 1; // Without the one that reads the directory.
+}
+
+/** An ordinary user shares this many pages among all his pipes before they shrink. */
+const SOFT_PAGES = "/proc/sys/fs/pipe-user-pages-soft";
+const PAGE_BYTES = 4096;
+/** Pipes for whom no such limit holds: bulk streams at the same moment, beyond which it is copied. */
+const PIPES_PRIVILEGED = 256;
+
+/** How many pipes of such a size the kernel will give this user without shrinking them. */
+export function pipesAllowed(pipeBytes: number): number {
+  const pages = Number(readText(SOFT_PAGES) ?? "16384");
+  if (pages === 0 || hasPipePrivilege()) return PIPES_PRIVILEGED;
+  // A quarter stays for the user's other programs.
+  return Math.min(PIPES_PRIVILEGED, Math.floor((pages * PAGE_BYTES * 0.75) / pipeBytes));
+}
+
+/** CAP_SYS_RESOURCE or CAP_SYS_ADMIN, in the first user namespace: those of another do not count. */
+function hasPipePrivilege(): boolean {
+  const CAP_SYS_ADMIN = 1n << 21n;
+  const CAP_SYS_RESOURCE = 1n << 24n;
+  const map = readText("/proc/self/uid_map")?.trim().split(/\s+/) ?? [];
+  if (map.join(" ") !== "0 0 4294967295") return false;
+  const effective = /^CapEff:\s*([0-9a-f]+)/m.exec(readText("/proc/self/status") ?? "")?.[1] ?? "0";
+  return (BigInt(`0x${effective}`) & (CAP_SYS_ADMIN | CAP_SYS_RESOURCE)) !== 0n;
+}
+
+function readText(path: string): string | null {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return null;
+  }
+}

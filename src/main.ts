@@ -1,0 +1,99 @@
+#!/usr/bin/env node
+/**
+ * The process: argv, signals, exit code.
+ */
+import { linux } from "../native-bindings/syscalls.ts";
+import { type Command, parseCommandLine } from "./cli.ts";
+import { loadConfig } from "./config/file.ts";
+import { problemText } from "./config/problem.ts";
+import { Log } from "./control/log.ts";
+import { Proxy } from "./control/proxy.ts";
+
+const TOPIC = "transplice";
+
+async function main(command: Command): Promise<number> {
+  switch (command.kind) {
+    case "print":
+      process[command.stream].write(command.text);
+      return command.exitCode;
+    case "check":
+      return check(command);
+    case "run":
+      return run(command);
+  }
+}
+
+async function check({ file, overrides }: Command & { kind: "check" }): Promise<number> {
+  const loaded = await loadConfig(file, overrides);
+  if ("problems" in loaded) {
+    for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
+    return 1;
+  }
+  for (const warning of loaded.warnings) process.stderr.write(`warning: ${problemText(warning)}\n`);
+  process.stdout.write(`${file}: OK\n`);
+  return 0;
+}
+
+async function run({ file, overrides }: Command & { kind: "run" }): Promise<number> {
+  const loaded = await loadConfig(file, overrides);
+  if ("problems" in loaded) {
+    for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
+    return 1;
+  }
+  let { config } = loaded;
+  const log = new Log({ topic: TOPIC, ...config.log, defaults: { pid: process.pid } });
+  if (log.fault !== null) log.error("the log file cannot be used; standard error is", { error: log.fault });
+  for (const warning of loaded.warnings) log.warning(problemText(warning));
+  const proxy = new Proxy(linux(), log, config);
+
+  /** Signals are dealt with one after the other, but a second TERM cuts in. */
+  let work: Promise<unknown> = proxy.start().then(async (wrong) => {
+    if (wrong.length === 0) return;
+    for (const text of wrong) log.critical("cannot start", { error: text });
+    await log.close();
+    process.exit(1);
+  });
+  let stopping = false;
+  const stop = (signal: NodeJS.Signals): void => {
+    log.warning("got signal", { signal });
+    if (stopping) return proxy.cut();
+    stopping = true;
+    work = work.then(async () => {
+      await proxy.stop();
+      await log.close();
+      // Whatever else keeps the event loop alive has no say any more.
+      process.exit(0);
+    });
+  };
+  const reload = async (): Promise<void> => {
+    log.warning("got signal", { signal: "SIGHUP" });
+    const again = await loadConfig(file, overrides);
+    let wrong = "problems" in again ? again.problems.map(problemText) : [];
+    if ("config" in again) {
+      for (const warning of again.warnings) log.warning(problemText(warning));
+      const before = config.log;
+      const fault = log.reconfigure(again.config.log);
+      wrong = fault === null ? await proxy.reload(again.config) : [fault];
+      if (wrong.length === 0) config = again.config;
+      else log.reconfigure(before);
+    }
+    for (const text of wrong) log.error("the configuration is not taken on", { error: text });
+    if (wrong.length > 0) log.error("going on with the configuration as it was");
+    else log.info("the configuration is taken on", { file });
+  };
+  process.on("SIGTERM", stop);
+  process.on("SIGINT", stop);
+  process.on("SIGHUP", () => {
+    if (!stopping) work = work.then(reload);
+  });
+  process.on("SIGUSR1", () => {
+    const fault = log.reopen();
+    if (fault === null) log.info("the log file is open again");
+    else log.error("the log file cannot be opened again", { error: fault });
+  });
+  await work;
+  await new Promise(() => {}); // From here on only a signal ends the process.
+  return 0;
+}
+
+process.exitCode = await main(parseCommandLine(process.argv.slice(2)));
