@@ -13,7 +13,7 @@ export interface SocketAddress {
 }
 
 export interface ListenAddress extends SocketAddress {
-  /** An IPv6 wildcard that also takes IPv4 (":1081", "0.0.0.0:1081" and "[::]:1081" in Go's way). */
+  /** An IPv6 wildcard that also takes IPv4 (":1081", "0.0.0.0:1081", "[::]:1081", as in Go). */
   readonly dualStack: boolean;
   /** Half of "localhost": left out with a warning on a host that has no such address. */
   readonly optional: boolean;

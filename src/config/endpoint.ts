@@ -141,7 +141,7 @@ function dotted(bytes: Uint8Array, at: number): string {
   return `${bytes[at]}.${bytes[at + 1]}.${bytes[at + 2]}.${bytes[at + 3]}`;
 }
 
-/** RFC 5952: lower case, no leading zeros, the first longest run of two or more zero groups as "::". */
+/** RFC 5952: no leading zeros, and the first of the longest runs of two or more zeros as "::". */
 function colons(bytes: Uint8Array, at: number): string {
   let runStart = -1;
   let runLength = 1;

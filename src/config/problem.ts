@@ -7,7 +7,7 @@ import { distance } from "fastest-levenshtein";
 export interface Problem {
   /** The file, or the flag ("-loglevel"). */
   readonly place: string;
-  /** From 1. null: the problem has no place of its own in the file, such as a key that is missing. */
+  /** From 1. null: the problem stands nowhere in the file, such as a key that is missing. */
   readonly line: number | null;
   /** From 1; for syntax errors. */
   readonly column: number | null;

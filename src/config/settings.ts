@@ -62,7 +62,7 @@ export type Setting = Duration | Size | Integer | Enumeration | Plain | Url;
 const SECOND = 1000;
 const MINUTE = 60 * SECOND;
 const HOUR = 60 * MINUTE;
-/** TCP_KEEPIDLE and TCP_KEEPINTVL end at 32767 s (MAX_TCP_KEEPIDLE in net/tcp.h), TCP_KEEPCNT at 127. */
+/** TCP_KEEPIDLE and TCP_KEEPINTVL end at 32767 s (MAX_TCP_KEEPIDLE in the kernel's net/tcp.h). */
 const KEEPALIVE_MAX = 9 * HOUR;
 
 export const SETTINGS = {

@@ -19,7 +19,7 @@ const SOCKS5_BYTES_MAX = 255;
 const HTTP_BYTES_MAX = 1024;
 const NAME_CHARACTERS_MAX = 253;
 
-/** Tells `report` everything that is wrong, in words that follow the key's name, and answers null. */
+/** Tells `report` all that is wrong, in words that follow the key's name, and answers null. */
 export function parseUpstream(text: string, report: (message: string) => void): Upstream | null {
   const scheme = /^([A-Za-z][A-Za-z0-9+.-]*):/.exec(text)?.[1]?.toLowerCase();
   if (scheme === undefined) {

@@ -1,9 +1,10 @@
 /**
- * The text of a log line, in the three forms of cybozu-go/log, which operators' tools already read:
+ * The text of a log line, in the three forms of cybozu-go/log, which operators' tools already read
+ * (plain, logfmt, json):
  *
- *     plain   2026-11-23T15:38:14.628404Z vm transplice info: "proxy ends" elapsed=0.5 type="access"
- *     logfmt  topic=transplice logged_at=… severity=info utsname=vm message="proxy ends" elapsed=0.5
- *     json    {"topic":"transplice","logged_at":"…","severity":"info","utsname":"vm","message":…}
+ *     2026-11-23T15:38:14.628404Z vm transplice info: "proxy ends" elapsed=0.5 type="access"
+ *     topic=transplice logged_at=… severity=info utsname=vm message="proxy ends" elapsed=0.5
+ *     {"topic":"transplice","logged_at":"…","severity":"info","utsname":"vm","message":…}
  *
  * Pure. It runs for every connection on the main thread, hence no regular expression and no Date
  * where a line is ordinary.
@@ -68,7 +69,7 @@ export class LineFormat {
     };
   }
 
-  /** One line with its newline, no longer than LINE_BYTES_MAX. `at` is in milliseconds since 1970. */
+  /** With its newline, no longer than LINE_BYTES_MAX. `at` is in milliseconds since 1970. */
   line(level: LogLevel, message: string, fields: Fields, at: number): string {
     const text = this.#line(level, message, fields, at);
     if (text.length * 3 <= LINE_BYTES_MAX || Buffer.byteLength(text) <= LINE_BYTES_MAX) return text;

@@ -90,7 +90,7 @@ function fileTarget(fd: number, owned: boolean): Target {
   };
 }
 
-/** The journal's stream is a socket, which /proc cannot open anew; but send(2) can be told not to wait. */
+/** The journal's stream is a socket: /proc cannot open it anew, but send(2) need not wait. */
 function socketTarget(fd: number): Target {
   const sys = linux();
   const chunk = sys.memory(64 * 1024);

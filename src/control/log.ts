@@ -299,7 +299,7 @@ export class Log {
     this.#retry.unref();
   }
 
-  /** Once lines go out again: how many did not. Whatever the level, since these are about all of them. */
+  /** Once lines go out again: how many did not. At any level, as these are about all lines. */
   #confess(): void {
     if (this.#failures > 0) {
       this.#queue += this.#lines.line(
@@ -359,9 +359,9 @@ interface Window {
 }
 
 /**
- * Of the same message with the same key, WINDOW_LINES pass within WINDOW_MS; the others are counted,
- * and at the end of the window one line says how many, with the fields of the last. All windows are equally long, so a Map's
- * order of insertion is the order in which they end.
+ * Of the same message with the same key, WINDOW_LINES pass within WINDOW_MS. The others are counted,
+ * and at the end of the window one line says how many, with the fields of the last. All windows are
+ * equally long, so a Map's order of insertion is the order in which they end.
  */
 class RateLimit {
   readonly #now: () => number;

@@ -53,7 +53,7 @@ export class Resolver {
   readonly #fixed: boolean;
   #addresses: readonly SocketAddress[] = Object.freeze([]);
   #running: Promise<void> | null = null;
-  /** getaddrinfo cannot be cancelled and holds one of Node's few pool threads: never two of them. */
+  /** getaddrinfo cannot be cancelled and holds one of Node's few pool threads: never two. */
   #lookup: Promise<readonly string[]> | null = null;
   #startedAt = Number.NEGATIVE_INFINITY;
   #failures = 0;
@@ -209,8 +209,8 @@ export class Resolver {
 }
 
 /**
- * The shortest TTL of the addresses that are in use, bounded. Records of other addresses say nothing
- * about them: /etc/hosts may have the word.
+ * The shortest TTL of the addresses that are in use, bounded. Records of other addresses say
+ * nothing about them: /etc/hosts may have the word.
  */
 function ttlOf(records: readonly AddressRecord[], addresses: readonly SocketAddress[]): number {
   const used = new Set(addresses.map(({ text }) => text));
