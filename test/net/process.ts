@@ -101,6 +101,12 @@ export class Process {
     this.#child.kill(signal);
   }
 
+  /** Reads its output no longer: from now on it writes to a broken pipe. */
+  closeOutput(): void {
+    this.#child.stdout!.destroy();
+    this.#child.stderr!.destroy();
+  }
+
   /** Asks it to end, and after a while makes it. */
   async stop(withinMs = 3_000): Promise<Exit> {
     if (this.exit === null) this.signal("SIGTERM");

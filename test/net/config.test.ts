@@ -1,0 +1,129 @@
+/**
+ * The command and its files, as an operator meets them: exit codes, messages, flags.
+ */
+import { strict as assert } from "node:assert";
+import { mkdirSync, writeFileSync } from "node:fs";
+import { connect, eventually } from "./actors.ts";
+import { SERVER } from "./network.ts";
+import { MAIN } from "./relay.ts";
+import { PRIVATE } from "./sandbox.ts";
+import { scenario, type Stage } from "./scenario.ts";
+
+const DIRECTORY = `${PRIVATE}/config`;
+
+function file(name: string, content: string): string {
+  mkdirSync(DIRECTORY, { recursive: true });
+  writeFileSync(`${DIRECTORY}/${name}`, content);
+  return `${DIRECTORY}/${name}`;
+}
+
+const transplice = (stage: Stage, ...args: string[]) =>
+  stage.net.relay.attempt(process.execPath, [MAIN, ...args]);
+
+// The predecessor's file, with and without its optional parts.
+const PREDECESSORS = {
+  sample: `
+# listen address of the proxy
+listen = "localhost:1081"    # default is "localhost:1081"
+proxy_url = "socks5://10.20.30.40:1080"
+
+[log]
+filename = "/var/log/transocks.log"
+level = "info"
+format = "json"
+`,
+  "socks5 with a password": 'proxy_url = "socks5://us%40er:p%3Aw@10.20.30.40:1080"\n',
+  "http with a password": 'listen = ":1081"\nproxy_url = "http://user:pass@10.20.30.40:3128"\n',
+  "no final newline": 'proxy_url = "http://proxy.example:3128"\n[log]\nlevel = "crit"',
+  "short level names": 'proxy_url = "socks5://[2001:db8::1]:1080"\n[log]\nlevel = "warn"\nformat = "logfmt"\n',
+};
+
+for (const [name, content] of Object.entries(PREDECESSORS)) {
+  scenario(`check accepts a file of transocks: ${name}`, async (stage) => {
+    const { status, stderr } = transplice(stage, "check", file("valid.toml", content));
+    assert.equal(status, 0, stderr);
+  });
+}
+
+scenario("check reports all problems at once, each with its line, and exits 1", async (stage) => {
+  const path = file("wrong.toml", `listen = "localhost"
+proxy_urll = "socks5://10.20.30.40:1080"
+mode = "nat"
+[timeouts]
+idle = "for ever"
+handshake = 10
+[log]
+levle = "info"
+`);
+  const { status, stdout, stderr } = transplice(stage, "check", path);
+  assert.equal(status, 1);
+  const told = stdout + stderr;
+  for (const expected of [/:1\b.*listen/, /:2\b.*proxy_urll.*proxy_url/, /:3\b.*mode.*redirect/, /:5\b.*idle/, /:8\b.*levle.*level/]) {
+    assert.match(told, expected);
+  }
+});
+
+scenario("what does not start says why, and exits as documented", async (stage) => {
+  const valid = file("valid.toml", 'listen = "127.0.0.1:1081"\nproxy_url = "socks5://192.0.2.2:1080"\n');
+  const wrong = file("wrong.toml", 'proxy_url = "socks4://192.0.2.2:1080"\n');
+  const cases: [args: string[], status: number, says: RegExp][] = [
+    [["-f", `${DIRECTORY}/missing.toml`], 1, /missing\.toml/],
+    [["check", `${DIRECTORY}/missing.toml`], 1, /missing\.toml/],
+    [["-f", wrong], 1, /socks4/],
+    [["check", wrong], 1, /socks4/],
+    [["check", valid], 0, /^/],
+    [["--check", valid], 2, /--check/],
+    [["-f"], 2, /-f/],
+    [["-f", valid, "-loglevel", "loud"], 1, /loud/],
+    [["--version"], 0, /\d+\.\d+\.\d+/],
+    [["--help"], 0, /-loglevel|--loglevel/],
+  ];
+  for (const [args, status, says] of cases) {
+    const result = transplice(stage, ...args);
+    assert.equal(result.status, status, `${args.join(" ")}: ${result.stderr}`);
+    assert.match(result.stdout + result.stderr, says, args.join(" "));
+  }
+  stage.listen(stage.net.relay, "127.0.0.1", 1081);
+  const taken = transplice(stage, "-f", valid);
+  assert.equal(taken.status, 1, taken.stderr);
+  assert.match(taken.stderr, /127\.0\.0\.1:1081/);
+});
+
+for (const [dashes, format] of [["-", "plain"], ["--", "logfmt"], ["-", "json"]] as const) {
+  scenario(`${dashes}logfile, ${dashes}loglevel and ${dashes}logformat ${format} override the file`, async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const upstream = stage.upstream({ protocol: "socks5" });
+    const log = `${DIRECTORY}/${format}.log`;
+    const path = file("flags.toml", `proxy_url = "${upstream.url()}"\n[log]\nlevel = "critical"\nformat = "plain"\n`);
+    const program = stage.spawn(
+      stage.net.relay, process.execPath, MAIN, "-f", path,
+      `${dashes}logfile`, log, `${dashes}loglevel=info`, `${dashes}logformat`, format,
+    );
+    const read = (): string => stage.net.relay.attempt("cat", [log]).stdout;
+    await eventually("it is ready", () => read().includes("ready"));
+    const client = await connect(stage.net.relay, SERVER[4], 80);
+    const { peer } = await upstream.accept();
+    client.finish();
+    peer.finish();
+    await eventually("the end is logged", () => read().includes("proxy ends"));
+    const lines = read().split("\n").filter((line) => line.includes("proxy starts"));
+    assert.equal(lines.length, 1);
+    const line = lines[0]!;
+    if (format === "plain") {
+      assert.match(line, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z \S+ \S+ info: "proxy starts" .*dest_addr="198\.51\.100\.10:80"/);
+    } else if (format === "logfmt") {
+      assert.match(line, /topic=\S+ /);
+      assert.match(line, /message="proxy starts"/);
+      assert.match(line, /dest_addr="198\.51\.100\.10:80"/);
+    } else {
+      const entry = JSON.parse(line) as Record<string, unknown>;
+      assert.equal(entry["message"], "proxy starts");
+      assert.equal(entry["dest_addr"], "198.51.100.10:80");
+      for (const field of ["topic", "logged_at", "severity", "utsname", "client_addr", "request_id", "pid"]) {
+        assert.ok(field in entry, `${field} in ${line}`);
+      }
+      assert.equal(entry["type"], "access");
+    }
+    assert.equal((await program.stop()).code, 0);
+  });
+}

@@ -1,0 +1,347 @@
+/**
+ * How connections end: an end as an end, a reset as a reset, each direction on its own, and never
+ * before the bytes in front of it; and every wait has its bound. The destination is played by the
+ * upstream's end of the tunnel.
+ */
+import { strict as assert } from "node:assert";
+import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
+import { BLACK_HOLE, PROXY, SERVER } from "./network.ts";
+import type { Relay, Settings } from "./relay.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { curl } from "./web.ts";
+import type { Script, Upstream } from "./upstream.ts";
+
+const PROTOCOLS = ["socks5", "http"] as const;
+const DESTINATION = text(SERVER[4], 80);
+
+interface Setting {
+  relay: Relay;
+  upstream: Upstream;
+}
+
+/** The relay behind a redirect, and an upstream that does as the script says. */
+async function setting(stage: Stage, script: Script, settings: Settings = {}): Promise<Setting> {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const upstream = stage.upstream(script);
+  const userinfo = script.credentials === undefined ? "" : "alice:s3cret@";
+  const relay = await stage.relay({
+    listen: "localhost:1081", proxy_url: upstream.url(userinfo), workers: 1, ...settings,
+  });
+  return { relay, upstream };
+}
+
+const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERVER[4], 80);
+
+/** A tunnel that stands: its client's end and its far end. */
+async function tunnel(stage: Stage, { upstream }: Setting): Promise<{ client: Peer; far: Peer }> {
+  const client = await newClient(stage);
+  const { peer } = await upstream.accept();
+  return { client, far: peer };
+}
+
+for (const protocol of PROTOCOLS) {
+  scenario(`${protocol}: the client ends first, and a late answer comes through`, async (stage) => {
+    const it = await setting(stage, { protocol });
+    const { client, far } = await tunnel(stage, it);
+    client.finish("question");
+    assert.deepEqual(await far.rest(), { data: Buffer.from("question"), end: "fin" });
+    await sleep(700);
+    assert.equal(client.end, null);
+    far.write("an answer, ");
+    await sleep(100);
+    far.finish("and the rest of it");
+    assert.deepEqual(await client.rest(), { data: Buffer.from("an answer, and the rest of it"), end: "fin" });
+    const ended = await it.relay.ended(DESTINATION);
+    assert.equal(ended.reason, "finished");
+    assert.equal(ended.tx_bytes, 8);
+    assert.equal(ended.rx_bytes, 29);
+    assert.ok(ended.elapsed >= 0.7 && ended.elapsed < 10, `${ended.elapsed} s`);
+  });
+
+  scenario(`${protocol}: the server ends first, and the client still speaks`, async (stage) => {
+    const it = await setting(stage, { protocol });
+    const { client, far } = await tunnel(stage, it);
+    far.finish("go on");
+    assert.deepEqual(await client.rest(), { data: Buffer.from("go on"), end: "fin" });
+    await sleep(300);
+    client.write("I ");
+    await sleep(50);
+    client.finish("do");
+    assert.deepEqual(await far.rest(), { data: Buffer.from("I do"), end: "fin" });
+    assert.equal((await it.relay.ended(DESTINATION)).reason, "finished");
+  });
+
+  scenario(`${protocol}: the server's reset is a reset to the client, after all bytes`, async (stage) => {
+    const it = await setting(stage, { protocol });
+    const { client, far } = await tunnel(stage, it);
+    far.write(Buffer.alloc(5_000, "a"));
+    await eventually("the bytes have come", () => client.total === 5_000);
+    far.reset();
+    const { data, end } = await client.rest();
+    assert.deepEqual({ bytes: data.length, end }, { bytes: 5_000, end: "reset" });
+    const ended = await it.relay.ended(DESTINATION);
+    assert.equal(ended.reason, "server-reset");
+    assert.equal(ended.severity, "info", "an ordinary end is no error");
+  });
+
+  scenario(`${protocol}: the client's reset is a reset to the server, after all bytes`, async (stage) => {
+    const it = await setting(stage, { protocol });
+    const { client, far } = await tunnel(stage, it);
+    client.write(Buffer.alloc(5_000, "a"));
+    await eventually("the bytes have come", () => far.total === 5_000);
+    client.reset();
+    const { data, end } = await far.rest();
+    assert.deepEqual({ bytes: data.length, end }, { bytes: 5_000, end: "reset" });
+    const ended = await it.relay.ended(DESTINATION);
+    assert.equal(ended.reason, "client-reset");
+    assert.equal(ended.severity, "info", "an ordinary end is no error");
+  });
+
+  scenario(`${protocol}: a refused destination is a reset, never a clean end`, async (stage) => {
+    const refuse = protocol === "http" ? 502 : 5;
+    const it = await setting(stage, { protocol, refuse });
+    const client = await newClient(stage);
+    assert.deepEqual(await client.rest(), { data: Buffer.alloc(0), end: "reset" });
+    const fetched = await curl(stage.net.relay, `http://${DESTINATION}/`);
+    assert.equal(fetched.status, 56, `curl was to say that it was reset: ${fetched.error}`);
+    const failed = await it.relay.logged("the refusal", (entry) => entry["dest_addr"] === DESTINATION &&
+      /fail/.test(entry.message));
+    assert.match(JSON.stringify(failed), protocol === "http" ? /502/ : /5|refused/);
+  });
+}
+
+// The relay is stopped while bytes and reset arrive: it finds both at once, and the kernel would
+// tell of the reset first.
+for (const bytes of [10, 5_000, 100_000]) {
+  scenario(`a reset right behind ${bytes} bytes from the server loses none of them`, async (stage) => {
+    const it = await setting(stage, { protocol: "socks5" });
+    const { client, far } = await tunnel(stage, it);
+    client.write("warm");
+    await far.read(4);
+    far.write("warm");
+    await client.read(4);
+    it.relay.process.signal("SIGSTOP");
+    await sleep(50);
+    far.write(Buffer.alloc(bytes, "a"));
+    await acknowledged(stage, stage.net.proxy, far);
+    far.reset();
+    await sleep(50);
+    it.relay.process.signal("SIGCONT");
+    const { data, end } = await client.rest();
+    assert.deepEqual({ bytes: data.length, end }, { bytes, end: "reset" });
+  });
+
+  scenario(`a reset right behind ${bytes} bytes from the client loses none of them`, async (stage) => {
+    const it = await setting(stage, { protocol: "socks5" });
+    const { client, far } = await tunnel(stage, it);
+    client.write("warm");
+    await far.read(4);
+    far.write("warm");
+    await client.read(4);
+    it.relay.process.signal("SIGSTOP");
+    await sleep(50);
+    client.write(Buffer.alloc(bytes, "a"));
+    await acknowledged(stage, stage.net.relay, client);
+    client.reset();
+    await sleep(50);
+    it.relay.process.signal("SIGCONT");
+    const { data, end } = await far.rest();
+    assert.deepEqual({ bytes: data.length, end }, { bytes, end: "reset" });
+  });
+}
+
+/** Waits until the other side's kernel has all that was written. */
+async function acknowledged(stage: Stage, host: Stage["net"]["relay"], peer: Peer): Promise<void> {
+  void stage;
+  const port = peer.socket.localPort;
+  const remote = peer.socket.remotePort;
+  await eventually("all bytes are acknowledged", () => {
+    const sockets = host.run("ss", ["-Htn", "state", "established", `( sport = :${port} and dport = :${remote} )`]);
+    return peer.socket.writableLength === 0 && /^\s*\d+\s+0\s/.test(sockets);
+  });
+}
+
+scenario("a half-closed connection is reset when the other end resets", async (stage) => {
+  const it = await setting(stage, { protocol: "socks5" });
+  const { client, far } = await tunnel(stage, it);
+  client.finish("question");
+  await far.rest();
+  far.reset();
+  assert.equal(await client.ending(), "reset");
+  await it.relay.ended(DESTINATION);
+});
+
+scenario("a client that has sent and ended before the upstream answers is served", async (stage) => {
+  for (const protocol of PROTOCOLS) {
+    const port = protocol === "http" ? 3128 : 1080;
+    const upstream = stage.upstream({ protocol, trickle: true }, PROXY[4], port);
+    const listen = protocol === "http" ? 1082 : 1081;
+    const relay = await stage.relay({ listen: `localhost:${listen}`, proxy_url: upstream.url(), workers: 1 });
+    const rules = stage.intercept({ mode: "redirect", from: "local", port: listen, destinations: [`198.51.100.${listen - 1000}/32`] });
+    const client = await connect(stage.net.relay, `198.51.100.${listen - 1000}`, 80);
+    client.finish("all I have");
+    const { peer } = await upstream.accept();
+    assert.deepEqual(await peer.rest(), { data: Buffer.from("all I have"), end: "fin" });
+    peer.finish("thanks");
+    assert.deepEqual(await client.rest(), { data: Buffer.from("thanks"), end: "fin" });
+    assert.equal(rules.packets(), 1);
+    await relay.ended(`198.51.100.${listen - 1000}:80`);
+  }
+});
+
+const SILENCES: { script: Script; title: string }[] = [
+  { title: "SOCKS5, after the connection", script: { protocol: "socks5", silentAt: "accept" } },
+  { title: "SOCKS5, after the greeting", script: { protocol: "socks5", silentAt: "greeting" } },
+  {
+    title: "SOCKS5, after the password",
+    script: { protocol: "socks5", silentAt: "authentication", credentials: { username: "alice", password: "s3cret" } },
+  },
+  { title: "SOCKS5, after the request", script: { protocol: "socks5", silentAt: "request" } },
+  { title: "HTTP, after the connection", script: { protocol: "http", silentAt: "accept" } },
+  { title: "HTTP, after the request", script: { protocol: "http", silentAt: "request" } },
+];
+
+for (const { title, script } of SILENCES) {
+  scenario(`a silent upstream (${title}) is given up`, async (stage) => {
+    const it = await setting(stage, script, { timeouts: { handshake: "1s" } });
+    const client = await newClient(stage);
+    client.write("hello?");
+    const began = Date.now();
+    assert.equal(await client.ending(), "reset");
+    const waited = Date.now() - began;
+    assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+    await eventually("the upstream is let go", () => it.upstream.peers[0]!.end !== null);
+    const failed = await it.relay.logged("the failure", (entry) => entry["dest_addr"] === DESTINATION &&
+      /fail/.test(entry.message));
+    assert.equal(failed.severity, "error");
+    assert.match(JSON.stringify(failed), /handshake|time/);
+  });
+
+  scenario(`a client that leaves a silent upstream (${title}) ends the attempt`, async (stage) => {
+    const it = await setting(stage, script, { timeouts: { handshake: "60s" } });
+    const idleFds = it.relay.process.fds();
+    const client = await newClient(stage);
+    await eventually("the upstream is asked", () => it.upstream.peers.length === 1);
+    await sleep(100);
+    client.reset();
+    await eventually("the upstream sees the end", () => it.upstream.peers[0]!.end !== null);
+    await eventually("all is given back", () => it.relay.process.fds() <= idleFds);
+    assert.equal((await it.relay.ended(DESTINATION)).reason, "client-left");
+  });
+}
+
+for (const family of [4, 6] as const) {
+  scenario(`IPv${family}: a black-holed upstream is given up at the deadline`, async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const relay = await stage.relay({
+      listen: "localhost:1081", proxy_url: `socks5://${text(BLACK_HOLE[family], 1080)}`, workers: 1,
+      timeouts: { dial: "1s" },
+    });
+    const idleFds = relay.process.fds();
+    const client = await newClient(stage);
+    const began = Date.now();
+    assert.equal(await client.ending(), "reset");
+    const waited = Date.now() - began;
+    assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+    const failed = await relay.logged("the failure", (entry) => /failed to connect/.test(entry.message));
+    assert.equal(failed.severity, "error");
+    await eventually("all is given back", () => relay.process.fds() <= idleFds);
+  });
+}
+
+scenario("a client that leaves while the upstream is dialled ends the attempt", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const relay = await stage.relay({
+    listen: "localhost:1081", proxy_url: `socks5://${text(BLACK_HOLE[4], 1080)}`, workers: 1,
+    timeouts: { dial: "60s" },
+  });
+  const idleFds = relay.process.fds();
+  const client = await newClient(stage);
+  await eventually("it is being dialled", () => relay.process.fds() === idleFds + 2);
+  client.reset();
+  await eventually("all is given back", () => relay.process.fds() === idleFds);
+});
+
+scenario("a refused upstream is a reset at once", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const relay = await stage.relay({ listen: "localhost:1081", proxy_url: `socks5://${text(PROXY[4], 9)}` });
+  const client = await newClient(stage);
+  assert.equal(await client.ending(), "reset");
+  const failed = await relay.logged("the failure", (entry) => /failed to connect/.test(entry.message));
+  assert.equal(failed.severity, "error");
+  assert.match(JSON.stringify(failed), /ECONNREFUSED|refused/);
+});
+
+const BULK = 48 << 20;
+
+for (const direction of ["down", "up"] as const) {
+  scenario(`a slow reader (${direction}) gets all, and the relay keeps little of it`, async (stage) => {
+    const it = await setting(stage, { protocol: "socks5" });
+    const client = await connect(stage.net.relay, SERVER[4], 80, { reading: direction === "up" });
+    const { peer: far } = await it.upstream.accept();
+    const [from, to] = direction === "down" ? [far, client] : [client, far];
+    if (direction === "up") far.socket.pause();
+    const before = it.relay.process.residentKiB();
+    const block = Buffer.alloc(1 << 20, "z");
+    for (let sent = 0; sent < BULK; sent += block.length) from.write(block);
+    from.finish();
+    await sleep(1_000);
+    assert.ok(from.socket.writableLength > BULK / 4, "the relay has taken nearly all: it buffers");
+    assert.ok(it.relay.process.residentKiB() - before < 16_384, "resident memory has grown by 16 MiB");
+    const cpu = it.relay.process.cpuSeconds();
+    await sleep(500);
+    assert.ok(it.relay.process.cpuSeconds() - cpu < 0.2, "the relay spins while the reader sleeps");
+    if (direction === "down") client.resume();
+    else far.socket.resume();
+    await to.ending(30_000);
+    assert.deepEqual({ bytes: to.total, end: to.end }, { bytes: BULK, end: "fin" });
+  });
+}
+
+scenario("an idle connection ends at its deadline, a busy one does not", async (stage) => {
+  const it = await setting(stage, { protocol: "socks5" }, { timeouts: { idle: "1s" } });
+  const idle = await tunnel(stage, it);
+  const busy = await tunnel(stage, it);
+  const began = Date.now();
+  const beat = setInterval(() => busy.client.write("."), 200);
+  stage.finally(() => clearInterval(beat));
+  await Promise.all([idle.client.ending(), idle.far.ending()]);
+  const waited = Date.now() - began;
+  assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+  await sleep(1_500);
+  assert.equal(busy.client.end, null);
+  clearInterval(beat);
+  await busy.client.ending();
+  await eventually("both are logged", () => it.relay.ends().length === 2);
+  assert.deepEqual(it.relay.ends().map((end) => end.reason), ["idle-timeout", "idle-timeout"]);
+});
+
+scenario("a half-closed connection ends at its deadline, a busy one does not", async (stage) => {
+  const it = await setting(stage, { protocol: "socks5" }, { timeouts: { half_closed: "1s" } });
+  const idle = await tunnel(stage, it);
+  const busy = await tunnel(stage, it);
+  const open = await tunnel(stage, it);
+  for (const { client, far } of [idle, busy]) {
+    client.finish("question");
+    await far.rest();
+  }
+  const began = Date.now();
+  const beat = setInterval(() => busy.far.write("."), 200);
+  stage.finally(() => clearInterval(beat));
+  await idle.client.ending();
+  const waited = Date.now() - began;
+  assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+  await sleep(1_500);
+  assert.equal(busy.client.end, null);
+  assert.equal(open.client.end, null);
+  clearInterval(beat);
+  busy.far.finish();
+  assert.equal(await busy.client.ending(), "fin");
+  open.client.finish();
+  open.far.finish();
+  await eventually("all are logged", () => it.relay.ends().length === 3);
+  assert.deepEqual(
+    it.relay.ends().map((end) => end.reason).sort(),
+    ["finished", "finished", "half-closed-timeout"],
+  );
+});

@@ -1,0 +1,56 @@
+/**
+ * Faults from outside: loaded into the program under test by NODE_OPTIONS=--import, in each of its
+ * threads. A worker looks, whenever it waits for events, whether a file asks it for something:
+ *
+ *     throw    one worker throws, where the kernel's answer was to be
+ *     hang     one worker turns in circles until the file "hanging" is removed
+ *     heap     each worker writes the bytes of its heap, garbage collected, to "heap-THREAD"
+ *
+ * Who answers a request for one worker removes it, so that no other does.
+ */
+import { existsSync, readdirSync, renameSync, writeFileSync } from "node:fs";
+import { isMainThread, threadId } from "node:worker_threads";
+import koffi from "koffi";
+
+const requests = process.env["FAULT_REQUESTS"]!;
+
+function claim(request: string, as: string): boolean {
+  try {
+    renameSync(`${requests}/${request}`, `${requests}/${as}`);
+    return true;
+  } catch {
+    return false; // Another worker was sooner.
+  }
+}
+
+function look(): void {
+  const files = readdirSync(requests);
+  if (files.includes("heap") && !files.includes(`heap-${threadId}`)) {
+    globalThis.gc?.();
+    writeFileSync(`${requests}/heap-${threadId}`, `${process.memoryUsage().heapUsed}`);
+  }
+  if (files.includes("throw") && claim("throw", `threw-${threadId}`)) {
+    throw new Error("a fault was asked for");
+  }
+  if (files.includes("hang") && claim("hang", "hanging")) {
+    while (existsSync(`${requests}/hanging`)) {
+      // In circles.
+    }
+  }
+}
+
+if (!isMainThread) {
+  const load = koffi.load;
+  koffi.load = (...args: Parameters<typeof load>) => {
+    const library = load(...args);
+    const func = (prototype: string) => {
+      const call = library.func(prototype) as (...args: number[]) => number;
+      if (!prototype.includes("epoll_wait")) return call;
+      return (...values: number[]): number => {
+        look();
+        return call(...values);
+      };
+    };
+    return { func } as unknown as typeof library;
+  };
+}

@@ -1,0 +1,282 @@
+/**
+ * Nothing is accepted that cannot be served, nothing is kept that is over, and no connection of
+ * ours comes back to us.
+ */
+import { strict as assert } from "node:assert";
+import { readFileSync } from "node:fs";
+import { connect, eventually, type Listener, type Peer, sleep, text } from "./actors.ts";
+import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
+import type { Process } from "./process.ts";
+import type { Relay } from "./relay.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import type { Upstream } from "./upstream.ts";
+import { curl, visit, webServer } from "./web.ts";
+
+const LISTEN = "localhost:1081";
+
+const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERVER[4], 80);
+
+/** Echoes what comes through every tunnel, and ends with it. */
+function echo(upstream: Upstream): void {
+  void (async () => {
+    for (;;) {
+      const { peer } = await upstream.accept(3_600_000);
+      peer.socket.pipe(peer.socket);
+    }
+  })();
+}
+
+/** The client is served: what it sends comes back. */
+async function served(client: Peer, withinMs = 10_000): Promise<boolean> {
+  client.write("ping");
+  try {
+    return String(await client.read(4, withinMs)) === "ping";
+  } catch {
+    return false;
+  }
+}
+
+const limitOf = (relay: Relay): string =>
+  /Max open files\s+(\d+)/.exec(readFileSync(`/proc/${relay.process.pid}/limits`, "utf8"))![1]!;
+
+for (const whenFull of ["wait", "reset"] as const) {
+  scenario(`64 file descriptors, 100 clients, when_full = ${whenFull}; then none; then service again`, async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const upstream = stage.upstream({ protocol: "socks5" });
+    echo(upstream);
+    const relay = await stage.relay(
+      { listen: LISTEN, proxy_url: upstream.url(), workers: 1, limits: { when_full: whenFull } },
+      { nofile: "64:64" },
+    );
+    const idleFds = relay.process.fds();
+    const clients = await Promise.all(Array.from({ length: 100 }, () => newClient(stage)));
+    for (const client of clients) client.write("ping");
+    await sleep(1_500);
+    const alive = clients.filter((client) => client.total === 4);
+    const gone = clients.filter((client) => client.end !== null);
+    assert.ok(alive.length >= 5, `${alive.length} of 100 are served at once`);
+    assert.ok(alive.length <= 32, `${alive.length} tunnels of 2 fds in 64 fds`);
+    if (whenFull === "wait") assert.equal(gone.length, 0, "the others wait");
+    else assert.equal(gone.length, 100 - alive.length, "the others are reset");
+    for (const client of gone) assert.equal(client.end, "reset");
+
+    // Full, and nobody moves: it costs nothing.
+    const cpu = relay.process.cpuSeconds();
+    await sleep(1_000);
+    const spent = relay.process.cpuSeconds() - cpu;
+    assert.ok(spent < 0.3, `${spent} s of CPU in a second of standing still`);
+    assert.ok(relay.log().length < 1_000, "the log is not flooded");
+
+    if (whenFull === "wait") {
+      // As places come free those who wait are served, at once.
+      for (const client of alive) client.finish();
+      const next = clients.filter((client) => !alive.includes(client));
+      await eventually("others are served in their place", () =>
+        next.filter((client) => client.total === 4).length >= alive.length);
+    }
+    for (const client of clients) client.destroy();
+    await eventually("all is given back", () => relay.process.fds() <= idleFds);
+    for (let i = 0; i < 20; i++) {
+      const client = await newClient(stage);
+      assert.ok(await served(client), `client ${i} afterwards is served`);
+      client.destroy();
+    }
+    assert.equal(relay.process.exit, null);
+  });
+}
+
+scenario("max_connections is kept", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const upstream = stage.upstream({ protocol: "socks5" });
+  echo(upstream);
+  await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), max_connections: 10, workers: 2 });
+  const clients = await Promise.all(Array.from({ length: 15 }, () => newClient(stage)));
+  for (const client of clients) client.write("ping");
+  await eventually("10 are served", () => clients.filter((client) => client.total === 4).length === 10);
+  await sleep(300);
+  assert.equal(clients.filter((client) => client.total === 4).length, 10);
+  for (const client of clients.filter((each) => each.total === 4)) client.finish();
+  await eventually("the others are served", () => clients.every((client) => client.total === 4));
+  for (const client of clients) client.destroy();
+});
+
+scenario("a soft limit of 64 is raised to the hard one", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const upstream = stage.upstream({ protocol: "socks5" });
+  echo(upstream);
+  const relay = await stage.relay(
+    { listen: LISTEN, proxy_url: upstream.url() }, { nofile: "64:4096" },
+  );
+  assert.equal(limitOf(relay), "4096");
+  const clients = await Promise.all(Array.from({ length: 300 }, () => newClient(stage)));
+  assert.deepEqual(await Promise.all(clients.map((client) => served(client))), clients.map(() => true));
+  for (const client of clients) client.destroy();
+});
+
+scenario("a limit of a billion files, or of as many as the kernel allows, costs nothing", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const upstream = stage.upstream({ protocol: "socks5" });
+  echo(upstream);
+  const allowed = (limit: string): boolean =>
+    stage.net.relay.attempt("prlimit", [`--nofile=${limit}:${limit}`, "true"]).status === 0;
+  const [hard] = readFileSync("/proc/self/limits", "utf8").match(/(?<=Max open files\s+\d+\s+)\d+/)!;
+  const most = readFileSync("/proc/sys/fs/nr_open", "utf8").trim();
+  const limit = ["1000000000", most, hard].find(allowed)!;
+  stage.note(`the limit is ${limit}`);
+  const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() }, { nofile: `${limit}:${limit}` });
+  const client = await newClient(stage);
+  assert.ok(await served(client));
+  client.destroy();
+  assert.ok(relay.process.residentKiB() < 400_000, `${relay.process.residentKiB()} KiB resident`);
+  const exit = await relay.stop();
+  assert.equal(exit.code, 0);
+});
+
+scenario("10,000 connections later there are as many file descriptors as before, and the same heap", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const server = stage.listen(stage.net.internet, SERVER[4], 80, (peer) => {
+    peer.socket.once("end", () => peer.finish("bye"));
+  });
+  const upstream = stage.upstream({ protocol: "socks5", dials: true });
+  const relay = await stage.relay({
+    listen: LISTEN, proxy_url: upstream.url(), workers: 2, log: { level: "warning" },
+  });
+  const round = async (connections: number): Promise<void> => {
+    let left = connections;
+    const clients = Array.from({ length: 100 }, async () => {
+      while (left-- > 0) {
+        const client = await newClient(stage);
+        client.finish("hello");
+        const { data, end } = await client.rest();
+        assert.deepEqual([String(data), end], ["bye", "fin"]);
+        client.destroy();
+      }
+    });
+    await Promise.all(clients);
+    forget(server, upstream);
+  };
+  const idleFds = relay.process.fds();
+  await round(2_000);
+  const before = relay.process.residentKiB();
+  await round(10_000);
+  await eventually("all is given back", () => relay.process.fds() <= idleFds);
+  const grown = relay.process.residentKiB() - before;
+  stage.note(`resident memory: ${before} KiB before, ${grown} KiB more after`);
+  assert.ok(grown < 12_288, `${grown} KiB more`);
+}, { timeoutMs: 120_000 });
+
+/** The actors need not keep the dead. */
+function forget(server: Listener, upstream: Upstream): void {
+  server.peers.length = 0;
+  upstream.listener.peers.length = 0;
+  upstream.requests.length = 0;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Connections that should not be here.
+
+scenario("a connection that no rule redirected is reset, and the upstream hears nothing of it", async (stage) => {
+  const upstream = stage.upstream({ protocol: "socks5" });
+  const relay = await stage.relay({ listen: [LISTEN, "10.7.0.1:1081"], proxy_url: upstream.url() });
+  const { lan, relay: host } = stage.net;
+  for (const [from, to] of [[host, "127.0.0.1"], [host, "::1"], [lan, "10.7.0.1"]] as const) {
+    for (let i = 0; i < 20; i++) {
+      const client = await connect(from, to, 1081);
+      assert.equal(await client.ending(), "reset", to);
+      client.destroy();
+    }
+  }
+  await relay.logged("why", (entry) => /redirect|own/.test(JSON.stringify(entry)));
+  assert.equal(upstream.peers.length, 0);
+});
+
+scenario("in tproxy mode, too, a connection to the listener itself is reset", async (stage) => {
+  const upstream = stage.upstream({ protocol: "socks5" });
+  await stage.relay({ listen: ":1081", proxy_url: upstream.url(), mode: "tproxy" });
+  for (const to of ["127.0.0.1", "::1", RELAY[4], RELAY[6]]) {
+    const client = await connect(stage.net.relay, to, 1081);
+    assert.equal(await client.ending(), "reset", to);
+    client.destroy();
+  }
+  assert.equal(upstream.peers.length, 0);
+});
+
+scenario("redirected connections to our own listeners are reset, whatever their address", async (stage) => {
+  const everywhere = ["0.0.0.0/0", "::/0"];
+  stage.intercept({ mode: "redirect", from: "local", port: 1081, destinations: everywhere, exceptMark: 7 });
+  const upstream = stage.upstream({ protocol: "socks5" });
+  const relay = await stage.relay({ listen: ":1081", proxy_url: upstream.url(), mark: 7, workers: 1 });
+  const idleFds = relay.process.fds();
+  const forms = ["127.0.0.1", "127.0.0.2", "127.8.9.10", "0.0.0.0", "::1", "::", RELAY[4], RELAY[6], "10.7.0.1", "fd07::1"];
+  for (const address of forms) {
+    const client = await connect(stage.net.relay, address, 1081);
+    assert.equal(await client.ending(), "reset", address);
+    client.destroy();
+  }
+  assert.equal(upstream.peers.length, 0);
+  // Another port of ours is a destination as any other.
+  const other = connect(stage.net.relay, RELAY[4], 8080);
+  assert.equal((await upstream.accept()).request.port, 8080);
+  (await other).destroy();
+  await eventually("all is given back", () => relay.process.fds() <= idleFds);
+});
+
+/** The most file descriptors that the program had while the work went on. */
+async function fdsMost(program: Process, work: () => Promise<void>): Promise<number> {
+  let most = 0;
+  const look = setInterval(() => (most = Math.max(most, program.fds())), 5);
+  try {
+    await work();
+  } finally {
+    clearInterval(look);
+  }
+  return most;
+}
+
+for (const protocol of ["socks5", "http"] as const) {
+  scenario(`${protocol}: an upstream that is redirected to us is recognised, and service goes on`, async (stage) => {
+    const web = webServer(stage.net.internet, SERVER[4], 80);
+    stage.finally(() => void web.close());
+    const upstream = stage.upstream({ protocol, dials: true });
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), workers: 2 });
+    const idleFds = relay.process.fds();
+    const rules = [PROXY[4], SERVER[4]].map((address) =>
+      stage.intercept({ mode: "redirect", from: "local", port: 1081, destinations: [`${address}/32`] }));
+    const most = await fdsMost(relay.process, async () => {
+      for (let i = 0; i < 10; i++) {
+        const fetched = await curl(stage.net.relay, "--max-time", "5", `http://${SERVER[4]}/`);
+        assert.equal(fetched.status, 56, fetched.error);
+      }
+    });
+    assert.ok(most - idleFds < 40, `${most - idleFds} fds for ten looping connections`);
+    const told = relay.log().filter((entry) => /loop|redirected back|comes back/i.test(entry.message));
+    assert.ok(told.length >= 1 && told.length <= 3, `told ${told.length} times`);
+    assert.match(JSON.stringify(told[0]), /mark|exclude|except|rule/, "with the remedy");
+    assert.equal(upstream.peers.length, 0);
+
+    rules[0]!.remove();
+    rules[0]!.remove = () => {};
+    for (let i = 0; i < 5; i++) {
+      assert.equal((await visit(stage.net.relay, `http://${SERVER[4]}/`)).peer, PROXY[4]);
+    }
+    await eventually("all is given back", () => relay.process.fds() <= idleFds);
+  });
+}
+
+for (const family of FAMILIES) {
+  scenario(`IPv${family}: direct connections that are redirected to us are recognised`, async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: "direct:", workers: 2 });
+    const idleFds = relay.process.fds();
+    const most = await fdsMost(relay.process, async () => {
+      for (let i = 0; i < 10; i++) {
+        const fetched = await curl(stage.net.relay, "--max-time", "5", `http://${text(SERVER[family], 80)}/`);
+        assert.equal(fetched.status, 56, fetched.error);
+      }
+    });
+    assert.ok(most - idleFds < 40, `${most - idleFds} fds for ten looping connections`);
+    const told = relay.log().filter((entry) => /loop|redirected back|comes back/i.test(entry.message));
+    assert.ok(told.length >= 1 && told.length <= 3, `told ${told.length} times`);
+    await eventually("all is given back", () => relay.process.fds() <= idleFds);
+  });
+}

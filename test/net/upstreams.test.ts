@@ -1,0 +1,359 @@
+/**
+ * Upstreams: the proxies that people really run, with and without passwords; how an upstream is
+ * named; what may travel through it.
+ */
+import { strict as assert } from "node:assert";
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { connect, eventually, sleep, text } from "./actors.ts";
+import { BLACK_HOLE, FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
+import {
+  absence, type Account, dante, listening, microsocks, type Proxy, PROXIES, squid, tinyproxy,
+} from "./proxies.ts";
+import { PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { curl, visit, webServer } from "./web.ts";
+
+const PORT = 3128;
+const PROTOCOLS = ["socks5", "http"] as const;
+const LISTEN = "localhost:1081";
+const MARK = 0x1081;
+
+// Each with the most difficult characters that the program itself can take.
+const ACCOUNTS = new Map<Proxy, Account>([
+  [microsocks, { username: "us@er:1", password: "p:w/#%@ ü" }],
+  [dante, { username: "alice", password: "p:w/#%@ ?" }],
+  [squid, { username: "us@er", password: "p:w/#%@ ?" }],
+  [tinyproxy, { username: "alice", password: "s3cret" }],
+]);
+
+const userinfo = ({ username, password }: Account): string =>
+  `${encodeURIComponent(username)}:${encodeURIComponent(password)}@`;
+
+function webServers(stage: Stage): void {
+  for (const family of FAMILIES) {
+    const server = webServer(stage.net.internet, SERVER[family], 80);
+    stage.finally(() => {
+      server.closeAllConnections();
+      server.close();
+    });
+  }
+}
+
+async function start(stage: Stage, proxy: Proxy, account: Account | null, address: string = PROXY[4]): Promise<void> {
+  const missing = absence(proxy);
+  if (missing !== null) stage.skip(missing);
+  const program = stage.keep(proxy.start(stage.net.proxy, address, PORT, account));
+  await listening(program, stage.net.relay, address, PORT);
+}
+
+for (const proxy of PROXIES) {
+  const account = ACCOUNTS.get(proxy)!;
+  const name = `${proxy.program} (${proxy.scheme})`;
+
+  scenario(`${name} carries IPv4 and IPv6`, async (stage) => {
+    webServers(stage);
+    await start(stage, proxy, null);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    await stage.relay({ listen: LISTEN, proxy_url: `${proxy.scheme}://${PROXY[4]}:${PORT}` });
+    for (const family of FAMILIES) {
+      const url = `http://${text(SERVER[family], 80)}`;
+      assert.equal((await visit(stage.net.relay, `${url}/`)).peer, PROXY[family]);
+      const bulk = await curl(stage.net.relay, `${url}/bytes/3000000`);
+      assert.equal(bulk.body.length, 3_000_000, bulk.error);
+    }
+    const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 81)}/`);
+    assert.equal(refused.status, 56, `a refused destination is a reset: ${refused.error}`);
+  });
+
+  scenario(`${name} is reached by IPv6`, async (stage) => {
+    webServers(stage);
+    await start(stage, proxy, null, PROXY[6]);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    await stage.relay({ listen: LISTEN, proxy_url: `${proxy.scheme}://${text(PROXY[6], PORT)}` });
+    for (const family of FAMILIES) {
+      const seen = await visit(stage.net.relay, `http://${text(SERVER[family], 80)}/`);
+      assert.equal(seen.peer, PROXY[family]);
+    }
+  });
+
+  scenario(`${name} is told user name and password`, async (stage) => {
+    webServers(stage);
+    await start(stage, proxy, account);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const url = `${proxy.scheme}://${userinfo(account)}${PROXY[4]}:${PORT}`;
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: url });
+    const seen = await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
+    assert.equal(seen.peer, PROXY[4]);
+    assert.ok(!relay.process.output.includes(encodeURIComponent(account.password)), "the log has the password");
+  });
+
+  scenario(`${name} refuses a wrong password: a reset, and an error in the log`, async (stage) => {
+    await start(stage, proxy, account);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    for (const login of [`${userinfo({ ...account, password: "wr0ng" })}`, ""]) {
+      const url = `${proxy.scheme}://${login}${PROXY[4]}:${PORT}`;
+      const relay = await stage.relay({ listen: LISTEN, proxy_url: url });
+      const fetched = await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
+      assert.equal(fetched.status, 56, fetched.error);
+      const failed = await relay.logged("the refusal", (entry) => /failed to connect/.test(entry.message));
+      assert.equal(failed.severity, "error");
+      assert.ok(!relay.process.output.includes("wr0ng"), "the log has the password");
+      await relay.stop();
+    }
+  });
+}
+
+for (const protocol of PROTOCOLS) {
+  for (const [login, expected] of [
+    ["", null],
+    ["us%40er:p%3Aw%25@", { username: "us@er", password: "p:w%" }],
+    ["user:@", { username: "user", password: "" }],
+    ["user@", { username: "user", password: "" }],
+  ] as const) {
+    scenario(`${protocol}://${login}host:port says what it says`, async (stage) => {
+      stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+      const script = expected === null ? { protocol } : { protocol, credentials: expected };
+      const upstream = stage.upstream(script);
+      await stage.relay({ listen: LISTEN, proxy_url: upstream.url(login) });
+      const client = await connect(stage.net.relay, SERVER[6], 443);
+      const { request } = await upstream.accept();
+      assert.deepEqual(request.credentials, expected);
+      assert.deepEqual([request.host, request.port], [SERVER[6], 443]);
+      if (protocol === "http") {
+        const target = text(SERVER[6], 443);
+        assert.ok(request.header.startsWith(`CONNECT ${target} HTTP/1.1\r\n`), request.header);
+        assert.match(request.header, new RegExp(`^host: ${target.replaceAll(/[[\]]/g, "\\$&")}\r$`, "im"));
+      }
+      client.destroy();
+    });
+  }
+
+  scenario(`${protocol}: a server that speaks first is heard, its words glued to the reply or not`, async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const banner = "220 mail.example ESMTP\r\n";
+    for (const trickle of [false, true]) {
+      const upstream = stage.upstream({ protocol, banner, trickle });
+      const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
+      const client = await connect(stage.net.relay, SERVER[4], 25);
+      assert.equal(await client.readUntil("\r\n"), banner);
+      const { peer } = await upstream.accept();
+      client.write("EHLO me\r\n");
+      assert.equal(await peer.readUntil("\r\n"), "EHLO me\r\n");
+      client.finish();
+      peer.finish();
+      assert.equal((await relay.ended(text(SERVER[4], 25))).rx_bytes, banner.length);
+      await relay.stop();
+      upstream.close();
+    }
+  });
+}
+
+scenario("HTTP: any 2xx is success, however long its header", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const long = `200 OK\r\n${`X-Padding: ${"x".repeat(100)}\r\n`.repeat(50)}Via: here`;
+  for (const status of ["200 OK", "201 Created", "299 ", long]) {
+    const upstream = stage.upstream({ protocol: "http", status, banner: "hi" });
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
+    const client = await connect(stage.net.relay, SERVER[4], 80);
+    assert.equal(String(await client.read(2)), "hi");
+    client.destroy();
+    await relay.stop();
+    upstream.close();
+  }
+});
+
+for (const protocol of PROTOCOLS) {
+  scenario(`${protocol}: an upstream is found by its name`, async (stage) => {
+    shadowAdding("/etc/hosts", `${PROXY[4]} upstream.test\n${PROXY[6]} upstream6.test`);
+    webServers(stage);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    for (const [name, family] of [["upstream.test", 4], ["upstream6.test", 6]] as const) {
+      const upstream = stage.upstream({ protocol, dials: true }, PROXY[family]);
+      const relay = await stage.relay({ listen: LISTEN, proxy_url: `${protocol}://${name}:1080` });
+      await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
+      assert.equal(upstream.requests.length, 1);
+      await relay.stop();
+      upstream.close();
+    }
+  });
+}
+
+scenario("of an upstream's addresses the first is dead: the next is taken", async (stage) => {
+  webServers(stage);
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  stage.upstream({ protocol: "socks5", dials: true });
+  for (const dead of ["192.0.2.12", BLACK_HOLE[4]]) {
+    shadowAdding("/etc/hosts", `${dead} several.test\n${PROXY[4]} several.test`);
+    const relay = await stage.relay({
+      listen: LISTEN, proxy_url: "socks5://several.test:1080", timeouts: { dial: "4s" },
+    });
+    for (let i = 0; i < 3; i++) {
+      const seen = await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
+      assert.equal(seen.peer, PROXY[4]);
+    }
+    await relay.stop();
+  }
+});
+
+scenario("an upstream whose name is unknown: reset, and said; served once it is known", async (stage) => {
+  shadowAdding("/etc/hosts", "");
+  webServers(stage);
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  stage.upstream({ protocol: "socks5", dials: true });
+  const relay = await stage.relay({ listen: LISTEN, proxy_url: "socks5://late.test:1080" });
+  const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
+  assert.equal(refused.status, 56, refused.error);
+  await relay.logged("the unknown name", (entry) => JSON.stringify(entry).includes("late.test"));
+  shadowAdding("/etc/hosts", `${PROXY[4]} late.test`);
+  await eventually(
+    "it is served",
+    async () => {
+      await sleep(200);
+      return (await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`)).status === 0;
+    },
+    30_000,
+  );
+});
+
+scenario("pipelined: greeting, password and request come in one write", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const credentials = { username: "alice", password: "s3cret" };
+  const silent = stage.upstream({ protocol: "socks5", silentAt: "greeting", credentials });
+  const relay = await stage.relay({
+    listen: LISTEN, proxy_url: silent.url("alice:s3cret@"), upstream: { pipelined: true },
+  });
+  const client = await connect(stage.net.relay, SERVER[4], 80);
+  const whole = 3 + 3 + "alice".length + "s3cret".length + 10;
+  await eventually("all of it is there", () => silent.peers[0]?.total === whole);
+  client.destroy();
+  await relay.stop();
+  silent.close();
+
+  webServers(stage);
+  const willing = stage.upstream({ protocol: "socks5", credentials, dials: true });
+  await stage.relay({
+    listen: LISTEN, proxy_url: willing.url("alice:s3cret@"), upstream: { pipelined: true },
+  });
+  for (const family of FAMILIES) {
+    assert.equal((await visit(stage.net.relay, `http://${text(SERVER[family], 80)}/`)).peer, PROXY[family]);
+  }
+});
+
+for (const proxy of [microsocks, dante]) {
+  scenario(`${proxy.program} can be spoken to pipelined`, async (stage) => {
+    webServers(stage);
+    await start(stage, proxy, null);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    await stage.relay({
+      listen: LISTEN, proxy_url: `socks5://${PROXY[4]}:${PORT}`, upstream: { pipelined: true },
+    });
+    let served = 0;
+    for (let i = 0; i < 5; i++) {
+      const fetched = await curl(stage.net.relay, "--max-time", "2", `http://${text(SERVER[4], 80)}/`);
+      if (fetched.status === 0) served++;
+    }
+    // microsocks takes the greeting as a whole message and throws away what comes with it.
+    if (served === 0) stage.skip(`${proxy.program} does not allow it`);
+    assert.equal(served, 5);
+  });
+}
+
+scenario("direct: connects without an upstream, and its mark keeps it out of the rules", async (stage) => {
+  webServers(stage);
+  const everywhere = ["0.0.0.0/0", "::/0"];
+  stage.intercept({ mode: "redirect", from: "local", port: 1081, destinations: everywhere, exceptMark: MARK });
+  const relay = await stage.relay({ listen: LISTEN, proxy_url: "direct:", mark: MARK });
+  for (const family of FAMILIES) {
+    const destination = text(SERVER[family], 80);
+    const seen = await visit(stage.net.relay, `http://${destination}/`);
+    assert.equal(seen.peer, RELAY[family]);
+    assert.equal(seen.local, destination);
+    assert.equal((await relay.ended(destination)).reason, "finished");
+  }
+  const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 81)}/`);
+  assert.equal(refused.status, 56, refused.error);
+});
+
+// ---------------------------------------------------------------------------------------------
+// Much data, and programs that are particular about theirs.
+
+const GIGABYTE = 1_000_000_000;
+const BULK = fileURLToPath(new URL("./bulk.js", import.meta.url));
+
+for (const [direction, why] of [["down", "a download"], ["up", "an upload"]] as const) {
+  scenario(`${why} of 1 GB arrives as it was sent`, async (stage) => {
+    const { relay: host, internet } = stage.net;
+    const server = stage.spawn(internet, process.execPath, BULK, "serve", SERVER[4], "80");
+    await server.says(/listening/);
+    if (absence(microsocks) === null) await start(stage, microsocks, null);
+    else stage.upstream({ protocol: "socks5", dials: true }, PROXY[4], PORT);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: `socks5://${PROXY[4]}:${PORT}` });
+    const url = `http://${text(SERVER[4], 80)}`;
+    const digests = `${PRIVATE}/digest`;
+    const command = direction === "down"
+      ? `curl -sS --noproxy '*' ${url}/${GIGABYTE} | sha256sum >${digests} && curl -sS --noproxy '*' ${url}/digest`
+      : `${process.execPath} ${BULK} generate ${GIGABYTE} 2>${digests} | curl -sS --noproxy '*' -H 'Expect:' -T - ${url}/up`;
+    const transfer = stage.spawn(host, "sh", "-c", command);
+    const exit = await transfer.exited;
+    assert.equal(exit.code, 0, transfer.output);
+    const [sent] = readFileSync(digests, "utf8").split(" ");
+    assert.equal(transfer.output.trim(), sent);
+    assert.equal(sent!.length, 64);
+    const ends = () => relay.ends().some((end) => Math.max(end.rx_bytes, end.tx_bytes) >= GIGABYTE);
+    await eventually("the log counts the bytes", ends);
+  }, { timeoutMs: 120_000 });
+}
+
+/** A tree of files whose copy can be compared. */
+function tree(path: string): void {
+  mkdirSync(`${path}/deep/er`, { recursive: true });
+  for (let i = 0; i < 200; i++) writeFileSync(`${path}/deep/${i}`, `${i} `.repeat(i * 50));
+  execFileSync("sh", ["-c", `head -c 20000000 /dev/urandom >${path}/deep/er/large`]);
+}
+
+scenario("rsync fetches a tree from its daemon", async (stage) => {
+  if (!existsSync("/usr/bin/rsync")) stage.skip("rsync is not installed");
+  const { relay: host, internet } = stage.net;
+  tree(`${PRIVATE}/rsync/source`);
+  writeFileSync(`${PRIVATE}/rsync/conf`, `
+use chroot = no
+uid = root
+gid = root
+[files]
+path = ${PRIVATE}/rsync/source
+`);
+  stage.spawn(internet, "rsync", "--daemon", "--no-detach", "--address", SERVER[6], "--config", `${PRIVATE}/rsync/conf`, "--log-file", "/dev/stderr");
+  const upstream = stage.upstream({ protocol: "socks5", dials: true });
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
+  const copy = ["-a", "--timeout=20", `rsync://${text(SERVER[6], 873)}/files/`, `${PRIVATE}/rsync/copy/`];
+  await eventually("the daemon answers", () => host.attempt("rsync", copy).status === 0);
+  host.run("diff", ["-r", `${PRIVATE}/rsync/source`, `${PRIVATE}/rsync/copy`]);
+  assert.ok(upstream.requests.length > 0);
+});
+
+scenario("ssh runs a command and carries a file", async (stage) => {
+  if (!existsSync("/usr/sbin/sshd")) stage.skip("sshd is not installed");
+  if (unprivileged()) stage.skip("sshd separates its privileges by a second user, and there is one here only");
+  const { relay: host, internet } = stage.net;
+  const files = `${PRIVATE}/ssh`;
+  mkdirSync(files, { recursive: true, mode: 0o700 });
+  mkdirSync("/run/sshd", { recursive: true, mode: 0o755 });
+  for (const key of ["host", "user"]) execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", `${files}/${key}`]);
+  execFileSync("cp", [`${files}/user.pub`, `${files}/authorized_keys`]);
+  const options = ["UsePAM=no", "StrictModes=no", "PermitRootLogin=yes", `AuthorizedKeysFile=${files}/authorized_keys`, `PidFile=${files}/pid`, `HostKey=${files}/host`, `ListenAddress=${SERVER[4]}:22`];
+  stage.spawn(internet, "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", ...options.flatMap((option) => ["-o", option]));
+  const upstream = stage.upstream({ protocol: "http", dials: true });
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
+  const ssh = ["-F", "none", "-i", `${files}/user`, "-o", "StrictHostKeyChecking=no", "-o", `UserKnownHostsFile=${files}/known`, "-o", "BatchMode=yes", `root@${SERVER[4]}`];
+  await eventually("sshd answers", () => host.attempt("ssh", [...ssh, "true"]).status === 0);
+  assert.equal(host.run("ssh", [...ssh, "echo", "$((6*7))"]).trim(), "42");
+  execFileSync("sh", ["-c", `head -c 20000000 /dev/urandom >${files}/large`]);
+  host.run("sh", ["-c", `ssh ${ssh.join(" ")} 'cat >${files}/copy' <${files}/large`]);
+  host.run("cmp", [`${files}/large`, `${files}/copy`]);
+  assert.ok(upstream.requests.length > 0);
+});
