@@ -7,7 +7,7 @@ import { type Command, parseCommandLine } from "./cli.ts";
 import { loadConfig } from "./config/file.ts";
 import { problemText } from "./config/problem.ts";
 import { Log } from "./control/log.ts";
-import { Proxy } from "./control/proxy.ts";
+import { Service } from "./control/service.ts";
 
 const TOPIC = "transplice";
 
@@ -44,10 +44,10 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   const log = new Log({ topic: TOPIC, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) log.error("the log file cannot be used; standard error is", { error: log.fault });
   for (const warning of loaded.warnings) log.warning(problemText(warning));
-  const proxy = new Proxy(linux(), log, config);
+  const service = new Service(linux(), log, config);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
-  let work: Promise<unknown> = proxy.start().then(async (wrong) => {
+  let work: Promise<unknown> = service.start().then(async (wrong) => {
     if (wrong.length === 0) return;
     for (const text of wrong) log.critical("cannot start", { error: text });
     await log.close();
@@ -56,10 +56,10 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   let stopping = false;
   const stop = (signal: NodeJS.Signals): void => {
     log.warning("got signal", { signal });
-    if (stopping) return proxy.cut();
+    if (stopping) return service.cut();
     stopping = true;
     work = work.then(async () => {
-      await proxy.stop();
+      await service.stop();
       await log.close();
       // Whatever else keeps the event loop alive has no say any more.
       process.exit(0);
@@ -73,7 +73,7 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
       for (const warning of again.warnings) log.warning(problemText(warning));
       const before = config.log;
       const fault = log.reconfigure(again.config.log);
-      wrong = fault === null ? await proxy.reload(again.config) : [fault];
+      wrong = fault === null ? await service.reload(again.config) : [fault];
       if (wrong.length === 0) config = again.config;
       else log.reconfigure(before);
     }

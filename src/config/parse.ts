@@ -230,7 +230,8 @@ class File {
           ? `${same} exists; it stands at the top, before the first [table]`
           : `${same} exists; did you mean [${table}] ${last}?`;
     } else {
-      const near = nearest(known, SETTING_KEYS) ?? nearest(known, TABLES) ?? nearestLast(last);
+      const candidates = path.length === 1 ? [...SETTING_KEYS, ...TABLES] : SETTING_KEYS;
+      const near = nearest(known, candidates) ?? nearestLast(last);
       if (near !== null) {
         hint = TABLES.has(near) ? `did you mean the table [${near}]?` : `did you mean ${near}?`;
       } else {
@@ -279,7 +280,8 @@ function foundText(node: AST.TOMLContentNode): string {
       return quoted(node.value);
     case "integer":
     case "float":
-      return node.number.slice(0, 64);
+      // toml-eslint-parser drops leading zeros, and so all of "0".
+      return (node.number === "" ? "0" : node.number).slice(0, 64);
     case "boolean":
       return `${node.value}`;
     default:

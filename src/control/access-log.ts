@@ -29,7 +29,7 @@ const REMEDIES: Partial<Record<Reason, string>> = {
   loop: "exempt transplice from its own redirect: set `mark` and let the rules return packets with that mark, or exempt its user or the upstream's address",
   "not-redirected":
     "only the firewall may send connections here; is the listener open to others, or is conntrack missing?",
-  "own-address": "the rules redirect connections to transplice's own port; exclude it",
+  "own-address": "exclude transplice's own port from the rules, unless a client connects to it by itself",
   "no-address": "the name in proxy_url does not resolve",
 };
 

@@ -182,7 +182,6 @@ export class Fleet {
   /** Resolves when every worker has exited. */
   async exited(): Promise<void> {
     await Promise.all(this.#members.map((member) => member.exited));
-    this.#readJournals();
   }
 
   /** A counter, summed over all workers. */
@@ -305,6 +304,7 @@ export class Fleet {
   #gone(member: Member): void {
     const { sys, log } = this.#options;
     const owner = member.number + 1;
+    this.#readJournals(); // Its last words, too.
     member.thread = null;
     member.port?.close();
     member.port = null;

@@ -133,7 +133,7 @@ export class Flow {
     if (sent === got) this.bytes += sent;
     else if (sent >= 0) this.#blocked(sent);
     else if (!this.#refused(sent)) return;
-    const passed = sent < 0 ? 0 : sent;
+    const passed = Math.max(0, sent);
     if (keepNothing) {
       if (passed > 0) sys.recv(from.fd, scratch, 0, passed, MSG_TRUNC);
     } else if (passed < got) this.#keep(scratch.bytes, passed, got);

@@ -41,7 +41,9 @@ export class Timeouts {
     if (waiter.bucket >= 0) this.stop(waiter);
     let tick = Math.ceil(atMs / TICK_MS);
     if (tick < this.#tick) tick = this.#tick;
-    if (tick > this.#tick + BUCKETS - 1) tick = this.#tick + BUCKETS - 1;
+    // One short of a round: while a bucket is emptied, #tick is already the one behind it, and who
+    // is put back must not come to stand in it again.
+    if (tick > this.#tick + BUCKETS - 2) tick = this.#tick + BUCKETS - 2;
     const bucket = tick % BUCKETS;
     const head = this.#heads[bucket]!;
     waiter.nextWaiter = head;

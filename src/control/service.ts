@@ -29,7 +29,7 @@ const INTERFACES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
 const CUT_MS = 2000;
 
-export class Proxy {
+export class Service {
   readonly #sys: Syscalls;
   readonly #log: Log;
   readonly #listeners: Listeners;
@@ -185,7 +185,7 @@ export class Proxy {
     const failures = this.#fleet.dialFailures;
     if (failures !== this.#dialFailures) {
       this.#dialFailures = failures;
-      this.#resolver?.refresh();
+      void this.#resolver?.refresh();
     }
     if (this.#ticks % INTERFACES_TICKS !== 0 || this.#stopping) return;
     const local = localAddresses();
