@@ -1,0 +1,326 @@
+/**
+ * What is measured. A measure runs one load through one subject and answers with numbers; it knows
+ * nothing of repetitions, order or ratios. The relay's CPU clock is read while the load stands
+ * still, so a window holds the work and nothing else.
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { createRequire } from "node:module";
+import { readFileSync } from "node:fs";
+import { createInterface } from "node:readline";
+import { setTimeout as sleep } from "node:timers/promises";
+import {
+  BIN, cpuBetween, listening, logOf, readCpu, readUsage, startSubject, stop, TARGET_PORT,
+  type Subject, type SubjectName, type SubjectOptions,
+} from "./subjects.ts";
+
+export type Numbers = Readonly<Record<string, number>>;
+
+export interface Scale {
+  readonly seconds: number;
+  /** Tunnels that stand idle, fewer first. */
+  readonly idle: readonly [number, number];
+  readonly ttfbSamples: number;
+  readonly heapMessages: number;
+}
+
+export const FULL: Scale = {
+  seconds: 2, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000,
+};
+export const QUICK: Scale = {
+  seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000,
+};
+
+interface Described {
+  readonly title: string;
+  /** Subjects that it makes no sense for are left out. */
+  readonly subjects: (name: SubjectName) => boolean;
+  /** Milliseconds that the upstream delays each of its handshake replies. */
+  readonly upstreamMs?: number;
+  /** Numbers to show, in this order: key, heading, digits after the point. */
+  readonly columns: readonly (readonly [key: string, heading: string, digits: number])[];
+}
+
+/** Most run on a process that serves all of them; some start a fresh one on the same port. */
+export type Measure = Described & (
+  | { readonly kind: "shared"; readonly run: (on: Subject, scale: Scale) => Promise<Numbers> }
+  | {
+      readonly kind: "alone";
+      readonly run: (on: SubjectName, scale: Scale, options: SubjectOptions) => Promise<Numbers>;
+    }
+);
+
+const everyone = (name: SubjectName) => name !== "transplice+log";
+const relays = (name: SubjectName) => everyone(name) && name !== "direct";
+
+export const MEASURES = {
+  "down-4": bulk("down", 4),
+  "down-1": bulk("down", 1),
+  "up-4": bulk("up", 4),
+  "up-1": bulk("up", 1),
+  rr: {
+    title: "short connections, 64 at a time: 64 bytes there, 128 back, close",
+    kind: "shared",
+    subjects: () => true,
+    run: async (subject, { seconds }) => {
+      const { result, cpuNs } = await load(subject, "rr", ["-c", "64", "-t", `${seconds}`]);
+      return { ...result, cpuUs: cpuNs / 1000 / result.done };
+    },
+    columns: [
+      ["perSecond", "conn/s", 0], ["cpuUs", "CPU µs/conn", 1], ["p50", "p50 µs", 0],
+      ["p99", "p99 µs", 0], ["failed", "failed", 0],
+    ],
+  },
+  "pp-64": pingPong(64),
+  "pp-1": pingPong(1),
+  http: {
+    title: "HTTP/1.1 keep-alive by autocannon, 64 connections",
+    kind: "shared",
+    subjects: everyone,
+    run: http,
+    columns: [["perSecond", "req/s", 0], ["cpuUs", "CPU µs/req", 1], ["p99", "p99 ms", 1]],
+  },
+  "ttfb-0": firstByte(0),
+  "ttfb-20": firstByte(20),
+  "ttfb-50": firstByte(50),
+  idle: {
+    title: "idle tunnels: what each costs the relay",
+    kind: "alone",
+    subjects: relays,
+    run: idle,
+    columns: [
+      ["bytesFew", "bytes/tunnel, few", 0], ["bytesMany", "bytes/tunnel, many", 0],
+      ["fds", "fds/tunnel", 2], ["tunnels", "tunnels", 0], ["baseMiB", "base MiB", 1],
+    ],
+  },
+  heap: {
+    title: "messages of 64 bytes leave the heap where it was",
+    kind: "alone",
+    subjects: (name) => name === "limit" || name === "transplice" || name === "node-pipe",
+    run: heap,
+    columns: [
+      ["messages", "messages", 0], ["grownKiB", "RSS grown KiB", 0],
+      ["collections", "collections", 0],
+    ],
+  },
+} satisfies Record<string, Measure>;
+
+export type MeasureName = keyof typeof MEASURES;
+
+function bulk(direction: "down" | "up", streams: number): Measure {
+  return {
+    title: `bulk ${direction}, ${streams} stream${streams > 1 ? "s" : ""}`,
+    kind: "shared",
+    subjects: everyone,
+    run: async (subject, { seconds }) => {
+      const args = ["-c", `${streams}`, "-t", `${seconds}`];
+      const { result, cpuNs } = await load(subject, direction, args);
+      return { ...result, cpuPerGb: cpuNs / result.bytes };
+    },
+    columns: [["gbps", "Gbit/s", 1], ["cpuPerGb", "CPU s/GB", 3], ["failed", "failed", 0]],
+  };
+}
+
+function pingPong(connections: number): Measure {
+  return {
+    title: `64-byte round trips, ${connections} connection${connections > 1 ? "s" : ""}`,
+    kind: "shared",
+    subjects: everyone,
+    run: async (subject, { seconds }) => {
+      const args = ["-c", `${connections}`, "-t", `${seconds}`];
+      const { result, cpuNs } = await load(subject, "pp", args);
+      return { ...result, cpuUs: cpuNs / 1000 / result.done };
+    },
+    columns: [
+      ["perSecond", "round trips/s", 0], ["cpuUs", "CPU µs each", 2], ["p50", "p50 µs", 0],
+      ["p99", "p99 µs", 0], ["p999", "p99.9 µs", 0],
+    ],
+  };
+}
+
+function firstByte(ms: number): Measure {
+  return {
+    title: `time to first byte, each handshake reply of the upstream ${ms} ms late`,
+    kind: "shared",
+    subjects: everyone,
+    upstreamMs: ms,
+    run: async (subject, { ttfbSamples }) => {
+      // One after the other; the load stops at the first exchange that ends after its time.
+      const seconds = (ttfbSamples * Math.max(1, 2 * ms)) / 1000;
+      const { result } = await load(subject, "rr", ["-c", "1", "-t", `${seconds}`]);
+      return { ms: result.firstByteP50 / 1000, failed: result.failed };
+    },
+    columns: [["ms", "p50 ms", 2], ["failed", "failed", 0]],
+  };
+}
+
+/** Runs a bit of everything, so that nobody is measured before it is compiled. */
+export async function warmUp(subject: Subject, scale: Scale): Promise<void> {
+  const seconds = `${Math.min(1, scale.seconds / 2)}`;
+  for (const role of ["rr", "pp"]) await load(subject, role, ["-c", "64", "-t", seconds]);
+  for (const role of ["down", "up"]) await load(subject, role, ["-c", "4", "-t", seconds]);
+}
+
+// ---- the load ----------------------------------------------------------------------------------
+
+interface LoadResult {
+  readonly done: number;
+  readonly failed: number;
+  readonly bytes: number;
+  readonly seconds: number;
+  readonly perSecond: number;
+  readonly gbps: number;
+  readonly p50: number;
+  readonly p99: number;
+  readonly p999: number;
+  readonly firstByteP50: number;
+}
+
+/** A client that has opened what it needs, and waits for the word to begin. */
+class Load {
+  readonly #child: ChildProcess;
+  readonly #lines: AsyncIterator<string>;
+
+  static async ready(subject: Subject, role: string, args: readonly string[]): Promise<Load> {
+    const one = new Load(subject, role, args);
+    await one.#line(); // {"ready":true}
+    return one;
+  }
+
+  private constructor(subject: Subject, role: string, args: readonly string[]) {
+    this.#child = spawn(`${BIN}load`, [role, "-a", subject.address, "-P", "80", ...args], {
+      stdio: ["pipe", "pipe", "inherit"],
+    });
+    this.#lines = createInterface({ input: this.#child.stdout! })[Symbol.asyncIterator]();
+  }
+
+  async run(): Promise<LoadResult> {
+    this.#child.stdin!.write("go\n");
+    return JSON.parse(await this.#line()) as LoadResult;
+  }
+
+  /** Closes its connections. */
+  async end(): Promise<void> {
+    const gone = new Promise((resolve) => this.#child.once("exit", resolve));
+    this.#child.stdin!.end();
+    await gone;
+  }
+
+  async #line(): Promise<string> {
+    const next = await this.#lines.next();
+    if (next.done === true) throw new Error("the load ended early");
+    return next.value;
+  }
+}
+
+async function load(
+  subject: Subject, role: string, args: readonly string[],
+): Promise<{ result: LoadResult; cpuNs: number }> {
+  const one = await Load.ready(subject, role, args);
+  const before = readCpu(subject.pid);
+  const result = await one.run();
+  const after = readCpu(subject.pid);
+  await one.end();
+  // `direct` has no relay: its process is the destination, and its CPU time means nothing here.
+  const cpuNs = subject.name === "direct" ? NaN : cpuBetween(before, after);
+  return { result, cpuNs };
+}
+
+/** The SOCKS5 server and destination behind all relays. */
+export async function startTarget(delayMs: number): Promise<ChildProcess> {
+  const child = spawn(`${BIN}load`, ["target", `${TARGET_PORT}`, "-r", `${delayMs}`], {
+    stdio: ["ignore", "inherit", "inherit"],
+  });
+  await listening(TARGET_PORT, child, "target");
+  return child;
+}
+
+// ---- measures with a process of their own ------------------------------------------------------
+
+/** What autocannon answers, as far as it is used here; it brings no types. */
+interface CannonResult {
+  readonly requests: { readonly total: number };
+  readonly latency: { readonly p99: number };
+  readonly duration: number;
+  readonly non2xx: number;
+  readonly errors: number;
+}
+
+async function http(subject: Subject, { seconds }: Scale): Promise<Numbers> {
+  const autocannon = createRequire(import.meta.url)("autocannon") as (
+    options: { url: string; connections: number; duration: number },
+  ) => Promise<CannonResult>;
+  const host = subject.address.includes(":") ? `[${subject.address}]` : subject.address;
+  const before = readCpu(subject.pid);
+  const result = await autocannon({
+    url: `http://${host}/`, connections: 64, duration: Math.max(1, seconds),
+  });
+  await sleep(50); // Until the last connection is closed.
+  const after = readCpu(subject.pid);
+  const cpuNs = subject.name === "direct" ? NaN : cpuBetween(before, after);
+  return {
+    perSecond: result.requests.total / result.duration,
+    cpuUs: cpuNs / 1000 / result.requests.total,
+    p99: result.latency.p99,
+    failed: result.non2xx + result.errors,
+  };
+}
+
+/** A fresh process, warmed up by short connections; then few tunnels stand, then many. */
+async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): Promise<Numbers> {
+  return withFresh(name, options, async (fresh) => {
+    await load(fresh, "rr", ["-c", "64", "-t", `${Math.min(1, scale.seconds)}`]);
+    await load(fresh, "pp", ["-c", "64", "-t", `${Math.min(1, scale.seconds)}`]);
+    await sleep(300);
+    const base = readUsage(fresh.pid);
+    const [few, many] = scale.idle;
+    const first = await Load.ready(fresh, "idle", ["-c", `${few}`]);
+    await sleep(300);
+    const withFew = readUsage(fresh.pid);
+    const second = await Load.ready(fresh, "idle", ["-c", `${many - few}`]);
+    await sleep(300);
+    const withMany = readUsage(fresh.pid);
+    await Promise.all([first.end(), second.end()]);
+    const grown = (to: typeof base) => to.privateBytes - base.privateBytes;
+    return {
+      bytesFew: grown(withFew) / few,
+      bytesMany: grown(withMany) / many,
+      fds: (withMany.fds - base.fds) / many,
+      tunnels: many,
+      baseMiB: base.privateBytes / 2 ** 20,
+    };
+  });
+}
+
+/** Once for the memory, and once more with V8's own account of its collections. */
+async function heap(name: SubjectName, scale: Scale, options: SubjectOptions): Promise<Numbers> {
+  const messages = scale.heapMessages;
+  const million = (fresh: Subject) => load(fresh, "pp", ["-c", "64", "-n", `${messages}`]);
+  const grownKiB = await withFresh(name, options, async (fresh) => {
+    await million(fresh);
+    const before = readUsage(fresh.pid);
+    await million(fresh);
+    return (readUsage(fresh.pid).residentBytes - before.residentBytes) / 1024;
+  });
+  if (name === "limit") return { messages, grownKiB, collections: 0 };
+  const traced = { ...options, nodeFlags: ["--trace-gc"] };
+  const collections = await withFresh(name, traced, async (fresh) => {
+    const count = () => readFileSync(logOf(name), "utf8").match(/ ms: \S/g)?.length ?? 0;
+    await million(fresh);
+    const before = count();
+    await million(fresh);
+    return count() - before;
+  });
+  return { messages, grownKiB, collections };
+}
+
+/** The shared process of that name must have been stopped: the port is the same. */
+async function withFresh<T>(
+  name: SubjectName, options: SubjectOptions, work: (fresh: Subject) => Promise<T>,
+): Promise<T> {
+  const fresh = await startSubject(name, options);
+  try {
+    return await work(fresh);
+  } finally {
+    await stop(fresh.process);
+  }
+}

@@ -1,0 +1,202 @@
+/**
+ * From numbers to pages: medians, ratios that are paired by repetition, the targets, RESULTS.md.
+ * Ratios are what travels between machines; absolute figures belong to the machine named above them.
+ */
+import { spawnSync } from "node:child_process";
+import { readFileSync } from "node:fs";
+import { cpus, totalmem } from "node:os";
+import { MEASURES, type Measure, type MeasureName, type Numbers } from "./measures.ts";
+import { BIN, redsocksPath, ROOT, type SubjectName } from "./subjects.ts";
+
+/** For each measure and subject the numbers of each repetition. */
+export type Results = Map<MeasureName, Map<SubjectName, Numbers[]>>;
+
+function median(numbers: readonly number[]): number {
+  const sorted = numbers.filter((n) => !Number.isNaN(n)).sort((a, b) => a - b);
+  const middle = sorted.length >> 1;
+  if (sorted.length === 0) return NaN;
+  return sorted.length % 2 === 1 ? sorted[middle]! : (sorted[middle - 1]! + sorted[middle]!) / 2;
+}
+
+interface Ratio {
+  readonly median: number;
+  readonly least: number;
+  readonly most: number;
+}
+
+/** Of the same number in the same repetition. Null if one of them was not measured. */
+function ratio(a: Numbers[] | undefined, b: Numbers[] | undefined, key: string): Ratio | null {
+  if (a === undefined || b === undefined) return null;
+  const ratios = a.map((numbers, rep) => (numbers[key] ?? NaN) / (b[rep]?.[key] ?? NaN))
+    .filter((one) => Number.isFinite(one));
+  if (ratios.length === 0) return null;
+  return { median: median(ratios), least: Math.min(...ratios), most: Math.max(...ratios) };
+}
+
+const fixed = (value: number, digits: number): string =>
+  Number.isNaN(value) ? "-" : value.toFixed(digits);
+
+type Cells = string[];
+
+/** The head and the rows of one measure: medians, and in brackets the ratio to the limit. */
+function cells(measure: Measure, rows: Map<SubjectName, Numbers[]>): Cells[] {
+  const head = ["", ...measure.columns.map(([, heading]) => heading)];
+  const limit = rows.get("limit");
+  const body = [...rows].map(([subject, reps]) => [
+    subject,
+    ...measure.columns.map(([key, , digits]) => {
+      const value = fixed(median(reps.map((numbers) => numbers[key] ?? NaN)), digits);
+      const to = subject === "limit" ? null : ratio(reps, limit, key);
+      if (to === null || value === "-") return value;
+      const spread = reps.length > 1 ? ` ${to.least.toFixed(2)}-${to.most.toFixed(2)}` : "";
+      return `${value} (${to.median.toFixed(2)}x${spread})`;
+    }),
+  ]);
+  return [head, ...body];
+}
+
+/** For the terminal. */
+export function table(
+  name: MeasureName, measure: Measure, rows: Map<SubjectName, Numbers[]>,
+): string {
+  const all = cells(measure, rows);
+  const widths = all[0]!.map((_, i) => Math.max(...all.map((row) => row[i]!.length)));
+  const line = (row: Cells) => row
+    .map((cell, i) => (i === 0 ? cell.padEnd(widths[i]!) : cell.padStart(widths[i]!)))
+    .join("  ");
+  return [`${name}: ${measure.title}`, ...all.map((row) => `  ${line(row)}`), ""].join("\n");
+}
+
+// ---- the targets -------------------------------------------------------------------------------
+
+interface Target {
+  readonly what: string;
+  readonly found: string;
+  /** Null: not measured. */
+  readonly met: boolean | null;
+}
+
+function targets(results: Results): Target[] {
+  const list: Target[] = [];
+  const of = (measure: MeasureName, subject: SubjectName) => results.get(measure)?.get(subject);
+  const compare = (
+    measure: MeasureName, key: string, against: SubjectName, relation: "<=" | ">=" | "<",
+    bound: number, what: string,
+  ) => {
+    const found = ratio(of(measure, "transplice"), of(measure, against), key);
+    list.push({
+      what: `${what} against ${against} ${relation} ${bound.toFixed(2)}`,
+      found: found === null ? "not measured"
+        : `${found.median.toFixed(2)} (${found.least.toFixed(2)}-${found.most.toFixed(2)})`,
+      met: found === null ? null : holds(found.median, relation, bound),
+    });
+  };
+  compare("down-4", "cpuPerGb", "limit", "<=", 1.1, "bulk down: CPU per GB");
+  compare("up-4", "cpuPerGb", "limit", "<=", 1.1, "bulk up: CPU per GB");
+  compare("rr", "cpuUs", "limit", "<=", 1.15, "CPU per connection");
+  compare("rr", "perSecond", "limit", ">=", 0.95, "connections per second");
+  compare("pp-64", "cpuUs", "limit", "<=", 1.1, "CPU per round trip");
+  compare("pp-64", "p99", "limit", "<=", 1.2, "p99 of a round trip");
+  for (const peer of ["redsocks", "transocks"] as const) {
+    compare("down-4", "cpuPerGb", peer, "<=", 0.6, "bulk down: CPU per GB");
+    compare("up-4", "cpuPerGb", peer, "<=", 0.6, "bulk up: CPU per GB");
+    compare("rr", "cpuUs", peer, "<", 1, "CPU per connection");
+    compare("pp-64", "cpuUs", peer, "<=", 1, "CPU per round trip");
+    compare("rr", "perSecond", peer, ">=", 1.4, "connections per second");
+  }
+  const absolute = (measure: MeasureName, key: string, bound: number, what: string) => {
+    const reps = of(measure, "transplice");
+    const found = reps ? median(reps.map((numbers) => numbers[key] ?? NaN)) : NaN;
+    list.push({
+      what: `${what} <= ${bound}`,
+      found: Number.isNaN(found) ? "not measured" : found.toFixed(2),
+      met: Number.isNaN(found) ? null : found <= bound,
+    });
+  };
+  absolute("idle", "bytesFew", 1024, "user memory per idle tunnel, few: bytes");
+  absolute("idle", "bytesMany", 1024, "user memory per idle tunnel, many: bytes");
+  absolute("idle", "fds", 2, "fds per idle tunnel");
+  return list;
+}
+
+function holds(value: number, relation: "<=" | ">=" | "<", bound: number): boolean {
+  const rounded = Math.round(value * 100) / 100; // As it is printed.
+  if (relation === "<") return rounded < bound;
+  return relation === "<=" ? rounded <= bound : rounded >= bound;
+}
+
+const verdict = (met: boolean | null) => (met === null ? "-" : met ? "met" : "MISSED");
+
+// ---- the page ----------------------------------------------------------------------------------
+
+export interface Run {
+  readonly results: Results;
+  readonly reps: number;
+  readonly seconds: number;
+  readonly node: string;
+  readonly command: string;
+}
+
+export function resultsFile(run: Run): { markdown: string; targets: string } {
+  const aims = targets(run.results);
+  const markdown = [
+    "# How fast",
+    "",
+    "Written by `make bench`; see `bench/run.ts` for how it is measured. Medians of " +
+      `${run.reps} repetitions of ${run.seconds} s each; in brackets the ratio to the limit, ` +
+      "paired by repetition: median, least-most. CPU is the relay's own process, all its threads. " +
+      "The limit is `bench/limit.c`: the same algorithm in C with nothing around it.",
+    "",
+    ...machine(run).map(([key, value]) => `- ${key}: ${value}`),
+    "",
+    "## To reach, and reached",
+    "",
+    ...rowsToMarkdown([
+      ["target", "measured", ""], ...aims.map((aim) => [aim.what, aim.found, verdict(aim.met)]),
+    ]),
+    ...[...run.results].flatMap(([name, rows]) => {
+      const measure: Measure = MEASURES[name];
+      return ["", `## ${name}: ${measure.title}`, "", ...rowsToMarkdown(cells(measure, rows))];
+    }),
+    "",
+  ].join("\n");
+  const width = Math.max(...aims.map((aim) => aim.what.length));
+  const lines = aims.filter((aim) => aim.met !== null)
+    .map((aim) => `  ${aim.what.padEnd(width)}  ${aim.found}  ${verdict(aim.met)}`);
+  return { markdown, targets: lines.join("\n") };
+}
+
+function rowsToMarkdown([head, ...body]: Cells[]): string[] {
+  const line = (row: Cells) => `| ${row.join(" | ")} |`;
+  return [line(head!), line(head!.map((_, i) => (i === 0 ? "---" : "---:"))), ...body.map(line)];
+}
+
+function machine(run: Run): [string, string][] {
+  const said = (command: string, ...args: string[]) => {
+    const { stdout, stderr } = spawnSync(command, args, { cwd: ROOT, encoding: "utf8" });
+    return (stdout || stderr || "").trim().split("\n")[0] ?? "";
+  };
+  const koffi = JSON.parse(
+    readFileSync(`${ROOT}node_modules/koffi/package.json`, "utf8"),
+  ) as { version: string };
+  const dirty = said("git", "status", "--porcelain", "src", "native-bindings") !== "";
+  const commit = `${said("git", "rev-parse", "--short", "HEAD")}${dirty ? " with changes" : ""}`;
+  const processor = cpus();
+  const versions = [
+    `node ${said(run.node, "--version")}`, `koffi ${koffi.version}`, said("gcc", "--version"),
+  ];
+  if (redsocksPath() !== null) versions.push(said(redsocksPath()!, "-v"));
+  const transocks = /^\s+mod\s+\S+transocks\s+(\S+)|^\s+dep\s+\S+transocks\s+(\S+)/m.exec(
+    spawnSync("go", ["version", "-m", `${BIN}transocks`], { encoding: "utf8" }).stdout ?? "",
+  );
+  if (transocks) versions.push(`transocks ${transocks[1] ?? transocks[2]}`);
+  return [
+    ["date", new Date().toISOString().slice(0, 10)],
+    ["machine", `${processor.length} x ${processor[0]?.model.trim()}, ` +
+      `${Math.round(totalmem() / 2 ** 30)} GiB`],
+    ["kernel", `Linux ${said("uname", "-r")} ${said("uname", "-m")}`],
+    ["versions", versions.join("; ")],
+    ["commit", commit],
+    ["command", `\`${run.command}\``],
+  ];
+}

@@ -1,0 +1,252 @@
+/**
+ * The benchmark: transplice, the C limit and the peers under the same load, one after another.
+ *
+ *     node dist/bench/run.js [--quick] [--write] [--subjects a,b] [--measures a,b] [--reps N] ...
+ *
+ * Re-executes itself in a network, mount and process namespace of its own, as root or through a
+ * user namespace: the host's firewall is not touched, and when this process ends, in whatever way,
+ * the kernel ends everything in the namespace. Subjects take turns within each measure, forwards
+ * and backwards (A B C, C B A), and every ratio is a ratio of neighbours in one repetition.
+ */
+import { type ChildProcess, spawn, spawnSync } from "node:child_process";
+import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+import {
+  FULL, MEASURES, QUICK, startTarget, warmUp, type Measure, type MeasureName, type Numbers,
+} from "./measures.ts";
+import { resultsFile, table, type Results } from "./report.ts";
+import {
+  BIN, missing, networksOf, portOf, ROOT, SCRATCH, startSubject, stop, SUBJECTS, type Subject,
+  type SubjectName,
+} from "./subjects.ts";
+
+/** What --quick is content with. */
+const QUICK_SUBJECTS = "direct,limit,transplice";
+const QUICK_MEASURES = "down-4,up-4,rr,pp-64,http,ttfb-20,idle,heap";
+
+const { values: flags } = parseArgs({
+  options: {
+    quick: { type: "boolean", default: false },
+    write: { type: "boolean", default: false },
+    ipv6: { type: "boolean", default: false },
+    subjects: { type: "string" },
+    measures: { type: "string" },
+    reps: { type: "string" },
+    seconds: { type: "string" },
+    node: { type: "string", default: process.execPath },
+    inside: { type: "boolean", default: false },
+    help: { type: "boolean", default: false },
+  },
+});
+
+// ---- outside: what must be there, and the namespaces -------------------------------------------
+
+function build(): void {
+  mkdirSync(BIN, { recursive: true });
+  for (const program of ["limit", "load"]) {
+    const [source, binary] = [`${ROOT}bench/${program}.c`, `${BIN}${program}`];
+    if (existsSync(binary) && statSync(binary).mtimeMs > statSync(source).mtimeMs) continue;
+    const gcc = spawnSync("gcc", ["-O2", "-Wall", "-o", binary, source], { stdio: "inherit" });
+    if (gcc.status !== 0) throw new Error(`gcc could not build bench/${program}.c`);
+  }
+  const wanted = flags.subjects?.includes("transocks") ?? !flags.quick;
+  if (wanted && missing("transocks") !== null) buildTransocks();
+}
+
+/** From the Go module proxy. Its last tag is asked for by name where "latest" is not answered. */
+function buildTransocks(): void {
+  const go = (args: string[], cwd: string) =>
+    spawnSync("go", args, { cwd, stdio: "ignore", env: { ...process.env, GOBIN: BIN } });
+  const [module, version] = ["github.com/cybozu-go/transocks", "v1.1.1"];
+  console.log("building transocks with go ...");
+  const scratch = mkdtempSync(`${tmpdir()}/transplice-bench-`);
+  try {
+    if (go(["install", `${module}/cmd/transocks@latest`], scratch).status === 0) return;
+    go(["mod", "init", "peer"], scratch);
+    go(["mod", "edit", `-require=${module}@${version}`], scratch);
+    go(["build", "-mod=mod", "-o", `${BIN}transocks`, `${module}/cmd/transocks`], scratch);
+  } finally {
+    rmSync(scratch, { recursive: true, force: true });
+  }
+}
+
+async function insideNamespaces(): Promise<never> {
+  const user = process.getuid?.() === 0 ? [] : ["-r"];
+  const child = spawn("unshare", [
+    ...user, "-nmp", "--fork", "--kill-child", "--mount-proc", "--",
+    process.execPath, fileURLToPath(import.meta.url), "--inside", ...process.argv.slice(2),
+  ], { stdio: "inherit" });
+  // unshare takes the namespace with it: --kill-child.
+  for (const signal of ["SIGINT", "SIGTERM", "SIGHUP"] as const) {
+    process.on(signal, () => child.kill("SIGKILL"));
+  }
+  const [code, signal] = await new Promise<[number | null, NodeJS.Signals | null]>((resolve) => {
+    child.once("exit", (...end) => resolve(end));
+  });
+  process.exit(code ?? 128 + constants.signals[signal!]);
+}
+
+// ---- inside ------------------------------------------------------------------------------------
+
+function run(command: string, ...args: string[]): void {
+  const { status, stderr, error } = spawnSync(command, args, { encoding: "utf8" });
+  if (error) throw error;
+  if (status !== 0) throw new Error(`${command} ${args.join(" ")}: ${stderr.trim()}`);
+}
+
+/** Settings that an ordinary user may not have in a namespace: the benchmark lives without. */
+function sysctl(name: string, value: string): void {
+  try {
+    writeFileSync(`/proc/sys/${name.replaceAll(".", "/")}`, value);
+  } catch {
+    console.log(`(${name} stays as it is)`);
+  }
+}
+
+function prepareNetwork(subjects: readonly SubjectName[]): void {
+  run("mount", "-t", "tmpfs", "tmpfs", SCRATCH);
+  process.env["XTABLES_LOCKFILE"] = `${SCRATCH}xtables.lock`;
+  run("ip", "link", "set", "lo", "up");
+  run("ip", "address", "add", "198.18.0.1/32", "dev", "lo"); // Something to come from.
+  run("ip", "route", "add", "default", "dev", "lo");
+  run("ip", "-6", "route", "add", "default", "dev", "lo");
+  // Ports of our own stay below; a connection that has ended must not stand in the way of others.
+  sysctl("net.ipv4.ip_local_port_range", "10000 65000");
+  sysctl("net.ipv4.tcp_tw_reuse", "1");
+  sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1");
+  for (const subject of subjects) {
+    const networks = networksOf(subject);
+    const port = `${portOf(subject)}`;
+    for (const [tool, network] of [["iptables", networks.v4], ["ip6tables", networks.v6]] as const) {
+      run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", network,
+        "-j", "REDIRECT", "--to-ports", port);
+    }
+  }
+}
+
+/** The subjects that are running, started and warmed up when they are first needed. */
+class Stage {
+  readonly #running = new Map<SubjectName, Subject>();
+  #target: ChildProcess | null = null;
+  #targetMs = 0;
+  readonly #options = { node: flags.node, nodeFlags: [], ipv6: flags.ipv6 };
+  readonly scale = {
+    ...(flags.quick ? QUICK : FULL),
+    ...(flags.seconds === undefined ? {} : { seconds: Number(flags.seconds) }),
+  };
+
+  async run(measure: Measure, name: SubjectName): Promise<Numbers> {
+    await this.#upstream(measure.upstreamMs ?? 0);
+    if (measure.kind === "shared") return measure.run(await this.#subject(name), this.scale);
+    await this.#retire(name);
+    return measure.run(name, this.scale, this.#options);
+  }
+
+  async end(): Promise<void> {
+    for (const name of [...this.#running.keys()]) await this.#retire(name);
+    if (this.#target) await stop(this.#target);
+  }
+
+  async #subject(name: SubjectName): Promise<Subject> {
+    const running = this.#running.get(name);
+    if (running) return running;
+    const delayMs = this.#targetMs;
+    await this.#upstream(0);
+    const subject = await startSubject(name, this.#options);
+    this.#running.set(name, subject);
+    await warmUp(subject, this.scale);
+    await this.#upstream(delayMs);
+    return subject;
+  }
+
+  async #retire(name: SubjectName): Promise<void> {
+    const running = this.#running.get(name);
+    this.#running.delete(name);
+    if (running) await stop(running.process);
+  }
+
+  async #upstream(delayMs: number): Promise<void> {
+    if (this.#target !== null && this.#targetMs === delayMs) return;
+    if (this.#target !== null) await stop(this.#target);
+    this.#target = await startTarget(delayMs);
+    this.#targetMs = delayMs;
+  }
+}
+
+async function measureAll(): Promise<void> {
+  // Process 1 of a namespace dies of no signal that it does not ask for.
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130));
+  const subjects = choice(
+    "subjects", flags.subjects ?? (flags.quick ? QUICK_SUBJECTS : undefined), SUBJECTS,
+  ).filter((name) => {
+    const why = missing(name);
+    if (why !== null) console.log(`${name} is left out: ${why}`);
+    return why === null;
+  });
+  const names = choice(
+    "measures", flags.measures ?? (flags.quick ? QUICK_MEASURES : undefined),
+    Object.keys(MEASURES) as MeasureName[],
+  );
+  const reps = Number(flags.reps ?? (flags.quick ? 1 : 5));
+  prepareNetwork(subjects);
+
+  const stage = new Stage();
+  const results: Results = new Map();
+  for (const name of names) {
+    const measure: Measure = MEASURES[name];
+    const those = subjects.filter((subject) => measure.subjects(subject));
+    const rows = new Map(those.map((subject) => [subject, [] as Numbers[]]));
+    results.set(name, rows);
+    for (let rep = 0; rep < reps; rep++) {
+      for (const subject of rep % 2 === 0 ? those : those.toReversed()) {
+        if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K${name} ${rep + 1}: ${subject}`);
+        rows.get(subject)!.push(await stage.run(measure, subject));
+      }
+    }
+    if (process.stdout.isTTY) process.stdout.write("\r\x1b[K");
+    console.log(table(name, measure, rows));
+  }
+  await stage.end();
+  const report = resultsFile({
+    results, reps, seconds: stage.scale.seconds, node: flags.node,
+    command: ["node dist/bench/run.js", ...process.argv.slice(2)]
+      .filter((word) => word !== "--inside").join(" "),
+  });
+  console.log(report.targets);
+  if (flags.write) {
+    writeFileSync(`${ROOT}bench/RESULTS.md`, report.markdown);
+    console.log("written: bench/RESULTS.md");
+  }
+  process.exit(0);
+}
+
+function choice<T extends string>(what: string, text: string | undefined, all: readonly T[]): T[] {
+  if (text === undefined) return [...all];
+  const chosen = text.split(",");
+  const unknown = chosen.filter((name) => !(all as readonly string[]).includes(name));
+  if (unknown.length > 0) {
+    throw new Error(`--${what}: ${unknown.join(", ")}: not one of ${all.join(", ")}`);
+  }
+  return all.filter((name) => chosen.includes(name));
+}
+
+// ---- and so (below the classes, which do not exist before their lines have run) -----------------
+
+if (flags.help) {
+  console.log(`usage: node dist/bench/run.js [options]
+  --subjects a,b   of ${SUBJECTS.join(", ")}
+  --measures a,b   of ${Object.keys(MEASURES).join(", ")}
+  --reps N         repetitions of each measure (5)
+  --seconds S      of each measurement (${FULL.seconds})
+  --quick          seconds rather than minutes: shows that everything works, not how fast
+  --ipv6           the clients come by IPv6
+  --node PATH      the node that runs transplice and node-pipe
+  --write          writes bench/RESULTS.md`);
+} else if (flags.inside) {
+  await measureAll();
+} else {
+  build();
+  await insideNamespaces();
+}
