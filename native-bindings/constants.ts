@@ -13,9 +13,11 @@ export const EAGAIN = 11;
 export const ENOMEM = 12;
 export const EACCES = 13;
 export const EBUSY = 16;
+export const EEXIST = 17;
 export const EINVAL = 22;
 export const ENFILE = 23;
 export const EMFILE = 24;
+export const ENOSPC = 28;
 export const EPIPE = 32;
 export const EPROTO = 71;
 export const ENOTSOCK = 88;
@@ -68,6 +70,7 @@ export const TCP_USER_TIMEOUT = 18;
 export const SIOCOUTQ = 0x5411;
 
 // recv(2), send(2), shutdown(2)
+export const MSG_OOB = 0x1;
 export const MSG_PEEK = 0x2;
 export const MSG_TRUNC = 0x20;
 export const MSG_DONTWAIT = 0x40;

@@ -141,7 +141,7 @@ describe("HttpConnect: failure", () => {
   it("is an answer without end, also one of interim answers", () => {
     answered(`HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(3000)}`, TOO_LONG);
     answered("HTTP/1.1 100 Continue\r\n\r\n".repeat(1000), TOO_LONG);
-    answered("HTTP/1.1 200 OK\r\n" + "\r".repeat(LIMIT), TOO_LONG);
+    answered(`HTTP/1.1 200 OK\r\n${"\r".repeat(LIMIT)}`, TOO_LONG);
   });
 });
 
@@ -154,8 +154,8 @@ describe("HttpConnect: unfinished", () => {
   });
   it("never looks twice at what it has judged", () => {
     for (const text of [
-      "HTTP/1.1 200 OK\r\n" + "A: b\r\n".repeat(1000), "HTTP/1.1 200 OK\n" + "\r".repeat(5000),
-      "HTTP/1.1 200 OK\r\n" + "\n\r\r".repeat(1000), "HTTP/1.1 100 Continue\r\n\r\n".repeat(300),
+      `HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(1000)}`, `HTTP/1.1 200 OK\n${"\r".repeat(5000)}`,
+      `HTTP/1.1 200 OK\r\n${"\n\r\r".repeat(1000)}`, "HTTP/1.1 100 Continue\r\n\r\n".repeat(300),
     ]) {
       let looks = 0;
       const bytes = bytesOf(text);
