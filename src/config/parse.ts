@@ -348,12 +348,9 @@ function read(
   }
 }
 
-/** -1 for what lies beyond any range: the rows' ranges start at 0. */
+/** Beyond 2^53 it is inexact, and still out of every row's range. */
 function integerOf(node: AST.TOMLContentNode): number | null {
-  if (node.type !== "TOMLValue" || node.kind !== "integer") return null;
-  return node.bigint >= 0n && node.bigint <= BigInt(Number.MAX_SAFE_INTEGER)
-    ? Number(node.bigint)
-    : -1;
+  return node.type === "TOMLValue" && node.kind === "integer" ? Number(node.bigint) : null;
 }
 
 /** More listeners than this on one host are a mistake, and each worker opens all of them. */

@@ -67,7 +67,7 @@ export function nearest(word: string, known: Iterable<string>): string | null {
     const name = folded(candidate);
     const slips = Math.max(
       wanted.length > 2 ? 1 : 0,
-      Math.floor(Math.max(name.length, wanted.length) / 4),
+      Math.floor(Math.max(name.length, wanted.length) / 3),
     );
     const short = Math.min(name.length, wanted.length);
     const begins = short >= 3 && (name.startsWith(wanted) || wanted.startsWith(name));
@@ -86,5 +86,5 @@ export function nearest(word: string, known: Iterable<string>): string | null {
 }
 
 function folded(name: string): string {
-  return name.toLowerCase().replace(/[.-]/g, "_");
+  return name.toLowerCase().replace(/[.\\-]+/g, "_");
 }

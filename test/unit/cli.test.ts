@@ -1,0 +1,109 @@
+/** The command line, in Go's forms of flags and in the usual ones. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import fc from "fast-check";
+import { type Command, parseCommandLine } from "../../src/cli.ts";
+
+const parse = (line: string): Command => parseCommandLine(line === "" ? [] : line.split(" "));
+
+/** Which file is run or checked, and with what; or what is printed where. */
+function told(command: Command): string {
+  if (command.kind === "print") return `${command.stream} ${command.exitCode}: ${command.text.split("\n")[0]}`;
+  const overrides = command.overrides.map(({ key, text, from }) => ` ${from}:${key}=${text}`).join("");
+  return `${command.kind} ${command.file}${overrides}`;
+}
+
+const GOOD: readonly [string, string][] = [
+  ["", "run /etc/transplice.toml"],
+  ["-f x.toml", "run x.toml"],
+  ["-f=x.toml", "run x.toml"],
+  ["--f x.toml", "run x.toml"],
+  ["--f=x.toml", "run x.toml"],
+  ["--file=x.toml", "run x.toml"],
+  ["-f a=b", "run a=b"],
+  ["-f=a=b", "run a=b"],
+  ["-f a -f b", "run b"],
+  ["-f -logfile", "run -logfile"],
+  ["-f --", "run --"],
+  ["-logfile l -loglevel=debug --logformat json", "run /etc/transplice.toml -logfile:log.filename=l -loglevel:log.level=debug -logformat:log.format=json"],
+  ["--logfile= -f x", "run x -logfile:log.filename="],
+  ["check", "check /etc/transplice.toml"],
+  ["check x.toml", "check x.toml"],
+  ["check -f x.toml", "check x.toml"],
+  ["-f x.toml check", "check x.toml"],
+  ["-loglevel warn check x", "check x -loglevel:log.level=warn"],
+  ["check x -loglevel warn", "check x -loglevel:log.level=warn"],
+  ["check -- -x", "check -x"],
+  ["-- check x", "check x"],
+];
+
+const BAD: readonly [string, string][] = [
+  ["-x", 'stderr 2: transplice: "-x" is not a flag'],
+  ["-loglvel debug", 'stderr 2: transplice: "-loglvel" is not a flag; did you mean -loglevel?'],
+  ["--log-level=debug", 'stderr 2: transplice: "-log-level" is not a flag; did you mean -loglevel?'],
+  ["--verison", 'stderr 2: transplice: "--verison" is not a flag; did you mean --version?'],
+  ["---f", 'stderr 2: transplice: "---f" is not a flag'],
+  ["-=x", 'stderr 2: transplice: "-=x" is not a flag'],
+  ["-f", "stderr 2: transplice: -f needs a value"],
+  ["-f=", "stderr 2: transplice: -f needs the name of a file"],
+  ["-h=1", "stderr 2: transplice: -h takes no value"],
+  ["chek x", 'stderr 2: transplice: "chek" is not a command; did you mean check?'],
+  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check'],
+  ["x.toml", 'stderr 2: transplice: "x.toml" is not a command; a configuration file is given as -f x.toml'],
+  ["check a b", "stderr 2: transplice: check takes one file"],
+  ["check a -f b", "stderr 2: transplice: check takes one file, as -f FILE or without -f"],
+  ["-", 'stderr 2: transplice: "-" is not a command; there is check'],
+];
+
+test("command lines", () => {
+  for (const [line, expected] of GOOD) assert.equal(told(parse(line)), expected, line);
+});
+
+test("misuse is told on standard error, with the usage, and exits with 2", () => {
+  for (const [line, expected] of BAD) {
+    assert.equal(told(parse(line)), expected, line);
+    assert.match((parse(line) as { text: string }).text, /\nUsage: transplice \[-f FILE\] .*\nTry "transplice --help"\.\n$/s);
+  }
+});
+
+test("help and version go to standard output and exit with 0", () => {
+  for (const line of ["-h", "-help", "--help", "-f x --help"]) {
+    const command = parse(line);
+    assert.ok(command.kind === "print");
+    assert.equal(command.stream, "stdout");
+    assert.equal(command.exitCode, 0);
+    for (const word of ["Usage: transplice", "--file <FILE>", "check [FILE]", "Examples:", "HUP", "transocks.toml"]) {
+      assert.ok(command.text.includes(word), word);
+    }
+    assert.match(command.text, /[^\n]\n$/);
+  }
+  for (const line of ["check --help", "check -h", "-h check"]) {
+    const command = parse(line);
+    assert.match(told(command), /^stdout 0: Usage: transplice check \[FILE\]$/, line);
+  }
+  for (const line of ["-version", "--version", "-V"]) {
+    assert.match((parse(line) as { text: string }).text, /^transplice \d+\.\d+\.\d+\n$/);
+  }
+});
+
+test("a command is frozen", () => {
+  for (const line of ["-loglevel x", "check", "-h", "-x"]) assert.ok(Object.isFrozen(parse(line)), line);
+  const command = parse("-loglevel x");
+  assert.ok(command.kind === "run" && Object.isFrozen(command.overrides) && Object.isFrozen(command.overrides[0]));
+});
+
+test("whatever words come, there is one answer", () => {
+  const word = fc.oneof(
+    fc.constantFrom("-f", "--f", "-f=x", "check", "--", "-", "-h", "-logfile", "--loglevel=", "-V", "--no-file", "--file", "constructor"),
+    fc.string({ unit: "binary", maxLength: 12 }),
+  );
+  fc.assert(
+    fc.property(fc.array(word, { maxLength: 6 }), (words) => {
+      const command = parseCommandLine(words);
+      assert.ok(["run", "check", "print"].includes(command.kind));
+      // Nobody's words may say anything to his terminal but text.
+      if (command.kind === "print" && command.exitCode === 2) assert.match(command.text.split("\n")[0]!, /^transplice: [^\p{Cc}]*$/u);
+    }),
+    { numRuns: 3000 },
+  );
+});
