@@ -24,7 +24,7 @@ export interface Scale {
 }
 
 export const FULL: Scale = {
-  seconds: 2, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000,
+  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000,
 };
 export const QUICK: Scale = {
   seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000,

@@ -135,7 +135,7 @@ function deadlines(): Operations {
     due: (nowMs) => nowMs + 10_000,
   }));
   const timeouts = new Timeouts(0);
-  waiters.forEach((waiter, i) => timeouts.start(waiter, 10_000 + (i % 5000)));
+  for (const [i, waiter] of waiters.entries()) timeouts.start(waiter, 10_000 + (i % 5000));
   let turn = 0;
   let now = 0;
   return {

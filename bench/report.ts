@@ -1,6 +1,6 @@
 /**
  * From numbers to pages: medians, ratios that are paired by repetition, the targets, RESULTS.md.
- * Ratios are what travels between machines; absolute figures belong to the machine named above them.
+ * Ratios travel between machines; absolute figures belong to the machine that is named with them.
  */
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";

@@ -119,7 +119,8 @@ function prepareNetwork(subjects: readonly SubjectName[]): void {
   for (const subject of subjects) {
     const networks = networksOf(subject);
     const port = `${portOf(subject)}`;
-    for (const [tool, network] of [["iptables", networks.v4], ["ip6tables", networks.v6]] as const) {
+    const rules = [["iptables", networks.v4], ["ip6tables", networks.v6]] as const;
+    for (const [tool, network] of rules) {
       run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", network,
         "-j", "REDIRECT", "--to-ports", port);
     }
@@ -189,7 +190,7 @@ async function measureAll(): Promise<void> {
     "measures", flags.measures ?? (flags.quick ? QUICK_MEASURES : undefined),
     Object.keys(MEASURES) as MeasureName[],
   );
-  const reps = Number(flags.reps ?? (flags.quick ? 1 : 5));
+  const reps = Number(flags.reps ?? (flags.quick ? 1 : 9));
   prepareNetwork(subjects);
 
   const stage = new Stage();
@@ -199,7 +200,8 @@ async function measureAll(): Promise<void> {
     const those = subjects.filter((subject) => measure.subjects(subject));
     const rows = new Map(those.map((subject) => [subject, [] as Numbers[]]));
     results.set(name, rows);
-    for (let rep = 0; rep < reps; rep++) {
+    const turns = measure.kind === "alone" ? Math.ceil(reps / 3) : reps;
+    for (let rep = 0; rep < turns; rep++) {
       for (const subject of rep % 2 === 0 ? those : those.toReversed()) {
         if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K${name} ${rep + 1}: ${subject}`);
         rows.get(subject)!.push(await stage.run(measure, subject));
@@ -238,7 +240,7 @@ if (flags.help) {
   console.log(`usage: node dist/bench/run.js [options]
   --subjects a,b   of ${SUBJECTS.join(", ")}
   --measures a,b   of ${Object.keys(MEASURES).join(", ")}
-  --reps N         repetitions of each measure (5)
+  --reps N         repetitions of each measure (9; idle and heap: a third of them)
   --seconds S      of each measurement (${FULL.seconds})
   --quick          seconds rather than minutes: shows that everything works, not how fast
   --ipv6           the clients come by IPv6

@@ -95,6 +95,7 @@ export async function stop(child: ChildProcess): Promise<void> {
 function commandOf(name: SubjectName, options: SubjectOptions): string[] {
   const port = portOf(name);
   const file = `${SCRATCH}${name}.conf`;
+  const node = [options.node, ...options.nodeFlags];
   switch (name) {
     case "direct":
       return [`${BIN}load`, "serve", `${port}`];
@@ -111,9 +112,9 @@ function commandOf(name: SubjectName, options: SubjectOptions): string[] {
         `level = "${name === "transplice" ? "warning" : "info"}"`,
         "",
       ].join("\n"));
-      return [options.node, ...options.nodeFlags, `${ROOT}dist/src/main.js`, "-f", file];
+      return [...node, `${ROOT}dist/src/main.js`, "-f", file];
     case "node-pipe":
-      return [options.node, ...options.nodeFlags, `${ROOT}dist/bench/pipe-relay.js`, `${port}`, `${TARGET_PORT}`];
+      return [...node, `${ROOT}dist/bench/pipe-relay.js`, `${port}`, `${TARGET_PORT}`];
     case "redsocks":
       writeFileSync(file, [
         "base { log_debug = off; log_info = off; log = \"stderr\"; daemon = off;",
