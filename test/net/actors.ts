@@ -7,8 +7,8 @@
 import { strict as assert } from "node:assert";
 import { createServer, isIPv6, type Server, Socket } from "node:net";
 import {
-  AF_INET, AF_INET6, IPV6_V6ONLY, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM,
-  SOCKADDR_SIZE, SOL_IPV6, SOL_SOCKET,
+  AF_INET, AF_INET6, ECONNRESET, IPV6_V6ONLY, SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_NONBLOCK,
+  SOCK_STREAM, SOCKADDR_SIZE, SOL_IPV6, SOL_SOCKET,
 } from "../../native-bindings/constants.ts";
 import { linux } from "../../native-bindings/syscalls.ts";
 import type { Host } from "./sandbox.ts";
@@ -38,7 +38,8 @@ export class Peer {
       this.#wake();
     });
     socket.on("end", () => {
-      this.end ??= "fin";
+      // When bytes and a reset come together, libuv reports the bytes and then an end.
+      this.end ??= errorOf(socket) === ECONNRESET ? "reset" : "fin";
       this.#wake();
     });
     socket.on("close", () => this.#wake());
@@ -106,6 +107,11 @@ export class Peer {
     return (await this.read(at() + delimiter.length)).toString("latin1");
   }
 
+  /** From now on, `total` counts what comes and what has not been read yet. */
+  count(): void {
+    this.total = this.#length;
+  }
+
   /** All that is left, and how it ended. */
   async rest(withinMs = PATIENCE_MS): Promise<{ data: Buffer; end: End }> {
     await this.until("the end", () => this.end !== null, withinMs);
@@ -144,7 +150,10 @@ export class Peer {
   }
 }
 
-/** Connects from a host to an address, and answers when connect() has. */
+/**
+ * Connects from a host to an address, and answers when connect() has. A connection that is reset in
+ * the same moment has been one: its peer has ended by a reset. A refused one is an error.
+ */
 export async function connect(
   host: Host, address: string, port: number, options: { reading?: boolean } = {},
 ): Promise<Peer> {
@@ -152,7 +161,10 @@ export async function connect(
   const peer = new Peer(socket, options);
   await new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);
-    socket.once("error", reject);
+    socket.once("error", (error: NodeJS.ErrnoException) => {
+      if (error.code === "ECONNRESET") resolve();
+      else reject(error);
+    });
     host.withinNextTick(() => socket.connect({ host: address, port }));
   });
   return peer;
@@ -209,6 +221,15 @@ export class Listener {
 }
 
 const sys = linux();
+const option = sys.memory(4);
+
+/** The socket's pending error, as the kernel knows it: an errno, or 0. */
+function errorOf(socket: Socket): number {
+  const { _handle: handle } = socket as unknown as { _handle: { fd: number } | null };
+  if (handle === null) return 0;
+  sys.getsockopt(handle.fd, SOL_SOCKET, SO_ERROR, option, 0, 4);
+  return option.view.getInt32(0, true);
+}
 
 /** A stream socket of the host, bound and not yet listening: for anything that takes an fd. */
 export function boundSocket(host: Host, address: string, port: number): number {

@@ -5,6 +5,7 @@
  *     node bulk.js serve ADDRESS PORT     GET /N sends N bytes, GET /digest the digest of the last;
  *                                         PUT receives, and answers with the digest
  *     node bulk.js generate N             N bytes to standard output, the digest to standard error
+ *     node bulk.js digest                 the digest of standard input
  */
 import { createCipheriv, createHash } from "node:crypto";
 import { createServer } from "node:http";
@@ -53,4 +54,9 @@ function serve(address: string, port: number): void {
 
 const [role, first, second] = process.argv.slice(2);
 if (role === "serve") serve(first!, Number(second));
+if (role === "digest") {
+  const hash = createHash("sha256");
+  for await (const chunk of process.stdin) hash.update(chunk as Buffer);
+  process.stdout.write(hash.digest("hex"));
+}
 if (role === "generate") process.stderr.write(await send(Number(first), process.stdout));

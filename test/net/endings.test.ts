@@ -8,7 +8,7 @@ import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
 import { BLACK_HOLE, PROXY, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
-import { curl } from "./web.ts";
+import { assertReset, curl } from "./web.ts";
 import type { Script, Upstream } from "./upstream.ts";
 
 const PROTOCOLS = ["socks5", "http"] as const;
@@ -103,10 +103,10 @@ for (const protocol of PROTOCOLS) {
     const client = await newClient(stage);
     assert.deepEqual(await client.rest(), { data: Buffer.alloc(0), end: "reset" });
     const fetched = await curl(stage.net.relay, `http://${DESTINATION}/`);
-    assert.equal(fetched.status, 56, `curl was to say that it was reset: ${fetched.error}`);
-    const failed = await it.relay.logged("the refusal", (entry) => entry["dest_addr"] === DESTINATION &&
-      /fail/.test(entry.message));
-    assert.match(JSON.stringify(failed), protocol === "http" ? /502/ : /5|refused/);
+    assertReset(fetched);
+    const ended = await it.relay.ended(DESTINATION);
+    assert.equal(ended.reason, protocol === "http" ? "upstream-status" : "upstream-refused");
+    assert.match(JSON.stringify(ended), protocol === "http" ? /502/ : /refused/i, "the reply is told");
   });
 }
 

@@ -9,21 +9,11 @@ import { PROXY, SERVER } from "./network.ts";
 import { entriesOf, type Relay } from "./relay.ts";
 import { PRIVATE } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
-import type { Upstream } from "./upstream.ts";
 
 const LISTEN = "localhost:1081";
 const DESTINATION = text(SERVER[4], 80);
 
 const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERVER[4], 80);
-
-function echo(upstream: Upstream): void {
-  void (async () => {
-    for (;;) {
-      const { peer } = await upstream.accept(3_600_000);
-      peer.socket.pipe(peer.socket);
-    }
-  })();
-}
 
 /** One short connection: "" if all went well, else what did not. */
 async function short(stage: Stage): Promise<string> {
@@ -60,8 +50,7 @@ async function underLoad(
 
 scenario("2,000 connections under 8 reloads: none is lost", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const settings = { listen: LISTEN, proxy_url: upstream.url(), workers: 2, log: { level: "info" } };
   const relay = await stage.relay(settings);
   const long = await newClient(stage);
@@ -87,8 +76,7 @@ scenario("2,000 connections under 8 reloads: none is lost", async (stage) => {
 
 scenario("a broken file on HUP: told with its line, and nothing changes", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
   const long = await newClient(stage);
   const good = readFileSync(relay.file, "utf8");
@@ -117,8 +105,7 @@ scenario("a broken file on HUP: told with its line, and nothing changes", async 
 });
 
 scenario("HUP adds listeners and takes them away", async (stage) => {
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const settings = { listen: ["127.0.0.1:1081"], proxy_url: upstream.url() };
   const relay = await stage.relay(settings);
   const rules = stage.intercept({ mode: "redirect", from: "local", port: 1081 });
@@ -145,8 +132,7 @@ scenario("HUP adds listeners and takes them away", async (stage) => {
 
 scenario("a listener that cannot be had on HUP: told, and nothing changes", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   stage.listen(stage.net.relay, "127.0.0.1", 1085);
   const settings = { listen: LISTEN, proxy_url: upstream.url() };
   const relay = await stage.relay(settings);
@@ -178,8 +164,7 @@ scenario("a new upstream is for new connections, old ones keep theirs", async (s
 
 scenario("the log file changes with HUP", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const [first, second] = [`${PRIVATE}/first.log`, `${PRIVATE}/second.log`];
   const settings = { listen: LISTEN, proxy_url: upstream.url(), log: { filename: first } };
   const relay = await stage.relay(settings);
@@ -196,8 +181,7 @@ scenario("the log file changes with HUP", async (stage) => {
 
 scenario("USR1 after a rename: a new file is begun, and no line is lost", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const file = `${PRIVATE}/rotated.log`;
   const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), log: { filename: file } });
   const rotated: string[] = [file];
@@ -230,8 +214,7 @@ scenario("USR1 after a rename: a new file is begun, and no line is lost", async 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   scenario(`${signal}: new connections are refused at once, running ones finish, exit 0`, async (stage) => {
     stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-    const upstream = stage.upstream({ protocol: "socks5" });
-    echo(upstream);
+    const upstream = stage.upstream({ protocol: "socks5", echoes: true });
     const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), workers: 2 });
     const running = await Promise.all(Array.from({ length: 10 }, () => newClient(stage)));
     for (const client of running) {
@@ -257,8 +240,7 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
 
 scenario("the drain ends at its deadline: what is left is reset, exit 0", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), timeouts: { drain: "1s" } });
   const client = await newClient(stage);
   client.write("ping");
@@ -274,8 +256,7 @@ scenario("the drain ends at its deadline: what is left is reset, exit 0", async 
 
 scenario("a second TERM cuts at once, exit 0", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
   const client = await newClient(stage);
   client.write("ping");
@@ -298,8 +279,7 @@ scenario("TERM without connections ends at once, also right after the start", as
 
 scenario("SIGPIPE does not matter, nor does a closed standard error", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  echo(upstream);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
   relay.process.signal("SIGPIPE");
   assert.equal(await short(stage), "");

@@ -166,6 +166,15 @@ export class Host {
     return { status: result.status, stdout: result.stdout ?? "", stderr };
   }
 
+  /** As attempt(), but the actors of this process go on meanwhile. */
+  async execute(command: string, ...args: string[]): Promise<{ status: number | null; output: string }> {
+    const program = this.spawn(command, args);
+    const timer = setTimeout(() => program.kill(), 30_000);
+    const { code } = await program.exited;
+    clearTimeout(timer);
+    return { status: code, output: program.output };
+  }
+
   /** Starts a program that goes on. The caller ends it. */
   spawn(command: string, args: readonly string[] = [], options: SpawnOptions = {}): Process {
     return this.within(() => new Process(this.name, command, args, options));

@@ -46,10 +46,13 @@ export class Stage {
     this.#undo.push(undo);
   }
 
-  /** Has the program ended with the scenario, and its output shown if that fails. */
+  /** Has the program ended with the scenario, without ceremony, and its output shown if that fails. */
   keep(program: Process): Process {
     this.#programs.push(program);
-    this.finally(async () => void (await program.stop()));
+    this.finally(async () => {
+      program.kill();
+      await program.exited;
+    });
     return program;
   }
 

@@ -33,8 +33,10 @@ export interface Script {
   banner?: string;
   /** Speaks one byte at a time. */
   trickle?: boolean;
-  /** Connects to what was asked for, and relays. Left out: tunnels are for accept(). */
+  /** Connects to what was asked for, and relays. */
   dials?: boolean;
+  /** Sends back what comes, and ends with it. With neither, tunnels are for accept(). */
+  echoes?: boolean;
 }
 
 const SUCCEEDED = 0;
@@ -99,6 +101,12 @@ export class Upstream {
       return;
     }
     await this.#say(peer, this.#reply(SUCCEEDED));
+    if (script.echoes === true) {
+      peer.socket.removeAllListeners("data");
+      peer.socket.pipe(peer.socket);
+      return;
+    }
+    peer.count();
     const tunnel = { request, peer };
     const taker = this.#waiting.shift();
     if (taker !== undefined) taker(tunnel);
@@ -172,7 +180,8 @@ export class Upstream {
     await this.#say(peer, this.#reply(SUCCEEDED));
     for (const [from, to] of [[peer, far], [far, peer]] as const) {
       from.socket.removeAllListeners("data");
-      from.socket.pipe(to.socket);
+      from.socket.pipe(to.socket, { end: false });
+      from.socket.once("end", () => (from.end === "reset" ? to.reset() : to.finish()));
       from.socket.once("error", () => to.reset());
     }
   }

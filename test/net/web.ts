@@ -1,6 +1,7 @@
 /**
  * A web server whose answers say what it saw, and curl to ask it.
  */
+import { strict as assert } from "node:assert";
 import { createServer, type Server } from "node:http";
 import { boundSocket, text } from "./actors.ts";
 import type { Process } from "./process.ts";
@@ -38,7 +39,7 @@ export function webServer(host: Host, address: string, port: number): Server {
 }
 
 export interface Fetched {
-  /** curl's exit status: 0 is success, 56 a reset, 52 an empty reply, 7 a refused connection. */
+  /** curl's exit status: 0 is success. */
   status: number | null;
   body: Buffer;
   error: string;
@@ -53,6 +54,15 @@ export async function curl(host: Host, ...args: string[]): Promise<Fetched> {
   );
   const exit = await program.exited;
   return { status: exit.code, body: Buffer.concat(program.data), error: program.output.trim() };
+}
+
+/**
+ * curl was reset: 56 is that in so many words; where the reset comes so soon that curl still waits
+ * for connect(), it says 7. A clean end without an answer would be 52.
+ */
+export function assertReset(fetched: Fetched): void {
+  const words = `status ${fetched.status}: ${fetched.error}`;
+  assert.ok(fetched.status === 56 || fetched.status === 7, `curl was to be reset, but: ${words}`);
 }
 
 /** curl to a web server of ours: what that saw. Fails with curl's words if curl does. */

@@ -25,13 +25,7 @@ async function setting(stage: Stage, workers: number, nodeFlags: string[] = []):
   rmSync(REQUESTS, { recursive: true, force: true });
   mkdirSync(REQUESTS);
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5" });
-  void (async () => {
-    for (;;) {
-      const { peer } = await upstream.accept(3_600_000);
-      peer.socket.pipe(peer.socket);
-    }
-  })();
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const relay = await stage.relay(
     { listen: LISTEN, proxy_url: upstream.url(), workers },
     { env: { NODE_OPTIONS: `--import=${FAULT}`, FAULT_REQUESTS: REQUESTS }, nodeFlags },
