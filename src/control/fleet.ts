@@ -66,7 +66,8 @@ interface Member {
   turnsSeen: number;
   stillTicks: number;
   readonly unlistening: Map<number, () => void>;
-  onReady: () => void;
+  /** The thread runs, or (false) has died before it did. */
+  onReady: (runs: boolean) => void;
   onExit: () => void;
   exited: Promise<void>;
 }
@@ -109,18 +110,18 @@ export class Fleet {
     this.#admission.setLimit(tunnels);
   }
 
-  /** Starts workers until there are `count`; resolves when all are ready. */
-  async grow(count: number, limits: Limits, settings: Settings): Promise<void> {
+  /** Starts workers until there are `count`. Resolves when all are ready; false if one died. */
+  async grow(count: number, limits: Limits, settings: Settings): Promise<boolean> {
     assert(count <= WORKERS_MAX, "workers are numbered in a byte");
     this.#settings = settings;
-    const ready: Promise<void>[] = [];
+    const ready: Promise<boolean>[] = [];
     while (this.size < count) {
       const member = this.#enlist(limits);
       this.#members.push(member);
       ready.push(new Promise((resolve) => (member.onReady = resolve)));
       this.#start(member);
     }
-    await Promise.all(ready);
+    return (await Promise.all(ready)).every(Boolean);
   }
 
   /** Lets workers go until `count` are left: their listeners move to the others, then they drain. */
@@ -286,7 +287,7 @@ export class Fleet {
   #hear(member: Member, report: Report): void {
     switch (report.kind) {
       case "ready":
-        member.onReady();
+        member.onReady(true);
         break;
       case "unlistened":
         for (const fd of report.fds) {
@@ -320,7 +321,7 @@ export class Fleet {
     member.counters[TUNNELS] = 0;
     for (const answer of member.unlistening.values()) answer();
     member.unlistening.clear();
-    member.onReady();
+    member.onReady(false);
     member.onExit();
     if (tunnels > 0) this.#admission.leave(tunnels);
     if (member.leaving) {

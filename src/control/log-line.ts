@@ -101,10 +101,9 @@ export class LineFormat {
       typeof value === "string" ? value.slice(0, charactersMax) : value;
     const kept = Object.fromEntries(entries.map(([key, value]) => [key, cut(value)]));
     const text = this.#line(level, message.slice(0, charactersMax), kept, at);
-    // Too many fields, not too long ones: then they go, the message stays.
-    return Buffer.byteLength(text) <= LINE_BYTES_MAX
-      ? text
-      : this.#line(level, message.slice(0, charactersMax), {}, at);
+    if (Buffer.byteLength(text) <= LINE_BYTES_MAX) return text;
+    // Too many fields, not too long ones: then they go, and the message stays.
+    return this.#line(level, message.slice(0, LINE_BYTES_MAX / 16), {}, at);
   }
 
   /** RFC 3339 in UTC with microseconds. The part down to the second is kept from line to line. */
@@ -196,8 +195,8 @@ function goQuoted(text: string): string {
   let quoted = '"';
   for (const character of text) {
     const point = character.codePointAt(0)!;
-    const escape = GO_ESCAPES[character];
-    if (escape !== undefined) quoted += escape;
+    const short = GO_ESCAPES[character];
+    if (short !== undefined) quoted += short;
     else if (point >= 0xd800 && point <= 0xdfff) quoted += "\ufffd";
     else if (PRINTABLE.test(character)) quoted += character;
     else if (point < 0x20 || point === 0x7f) quoted += `\\x${point.toString(16).padStart(2, "0")}`;

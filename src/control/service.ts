@@ -83,7 +83,9 @@ export class Service {
       pipeBytes: config.limits.pipeBytes,
     };
     this.#local = localAddresses();
-    await this.#fleet.grow(workers, this.#limits, this.#settings());
+    if (!(await this.#fleet.grow(workers, this.#limits, this.#settings()))) {
+      return [`a worker died at its start; ${this.#tooFewFds(workers)}`];
+    }
     // Now that every thread has opened what it needs, it is known what is left.
     const carried = budget(this.#nofile, openFds(), this.#limits.pipes * workers);
     if (carried === null) return [this.#tooFewFds(workers)];
@@ -149,10 +151,8 @@ export class Service {
   async stop(): Promise<void> {
     this.#stopping = true;
     this.#resolver?.close();
-    for (const listening of this.#listeners.open) {
-      await this.#fleet.unlisten(listening.fds);
-      this.#listeners.close(listening);
-    }
+    await this.#fleet.unlisten(this.#listeners.open.flatMap(({ fds }) => fds));
+    for (const listening of this.#listeners.open) this.#listeners.close(listening);
     const { drainMs } = this.#config.timeouts;
     const left = this.#fleet.tunnels;
     if (left > 0)
@@ -280,7 +280,7 @@ export class Service {
   }
 
   #tooFewFds(workers: number): string {
-    return `the limit of open files (${this.#nofile}) carries no connection with ${workers} workers; raise it (ulimit -n, LimitNOFILE=), or set fewer workers`;
+    return `the limit of open files is ${this.#nofile}, too few for ${workers} workers; raise it (ulimit -n, LimitNOFILE=), or set fewer workers`;
   }
 }
 
