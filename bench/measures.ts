@@ -45,6 +45,8 @@ export type Measure = Described & (
   | { readonly kind: "shared"; readonly run: (on: Subject, scale: Scale) => Promise<Numbers> }
   | {
       readonly kind: "alone";
+      /** They take long and vary little: one repetition where the others have so many. */
+      readonly oneIn: number;
       readonly run: (on: SubjectName, scale: Scale, options: SubjectOptions) => Promise<Numbers>;
     }
 );
@@ -85,6 +87,7 @@ export const MEASURES = {
   idle: {
     title: "idle tunnels: what each costs the relay",
     kind: "alone",
+    oneIn: 3,
     subjects: relays,
     run: idle,
     columns: [
@@ -95,11 +98,12 @@ export const MEASURES = {
   heap: {
     title: "messages of 64 bytes leave the heap where it was",
     kind: "alone",
+    oneIn: 9,
     subjects: (name) => name === "limit" || name === "transplice" || name === "node-pipe",
     run: heap,
     columns: [
       ["messages", "messages", 0], ["grownKiB", "RSS grown KiB", 0],
-      ["collections", "collections", 0],
+      ["collections", "collections", 0], ["garbage", "garbage bytes/message", 1],
     ],
   },
 } satisfies Record<string, Measure>;
@@ -294,23 +298,37 @@ async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): P
 /** Once for the memory, and once more with V8's own account of its collections. */
 async function heap(name: SubjectName, scale: Scale, options: SubjectOptions): Promise<Numbers> {
   const messages = scale.heapMessages;
-  const million = (fresh: Subject) => load(fresh, "pp", ["-c", "64", "-n", `${messages}`]);
+  const exchange = (fresh: Subject, count: number) =>
+    load(fresh, "pp", ["-c", "64", "-n", `${Math.round(count)}`]);
   const grownKiB = await withFresh(name, options, async (fresh) => {
-    await million(fresh);
+    await exchange(fresh, messages / 2);
     const before = readUsage(fresh.pid);
-    await million(fresh);
+    await exchange(fresh, messages);
     return (readUsage(fresh.pid).residentBytes - before.residentBytes) / 1024;
   });
-  if (name === "limit") return { messages, grownKiB, collections: 0 };
+  if (name === "limit") return { messages, grownKiB, collections: 0, garbage: 0 };
   const traced = { ...options, nodeFlags: ["--trace-gc"] };
-  const collections = await withFresh(name, traced, async (fresh) => {
-    const count = () => readFileSync(logOf(name), "utf8").match(/ ms: \S/g)?.length ?? 0;
-    await million(fresh);
-    const before = count();
-    await million(fresh);
-    return count() - before;
+  return withFresh(name, traced, async (fresh) => {
+    await exchange(fresh, messages / 2);
+    const before = readFileSync(logOf(name), "utf8").length;
+    await exchange(fresh, messages);
+    const { collections, garbage } = collected(readFileSync(logOf(name), "utf8").slice(before));
+    return { messages, grownKiB, collections, garbage: garbage / messages };
   });
-  return { messages, grownKiB, collections };
+}
+
+/** Collections and bytes collected, of the isolate that had most: the one that does the work. */
+function collected(trace: string): { collections: number; garbage: number } {
+  const isolates = new Map<string, { collections: number; garbage: number }>();
+  const line = /^\[\d+:(\w+)\].* ms: [^(]*?([\d.]+) \([\d.]+\) -> ([\d.]+) /gm;
+  for (const [, isolate, from, to] of trace.matchAll(line)) {
+    const so = isolates.get(isolate!) ?? { collections: 0, garbage: 0 };
+    so.collections++;
+    so.garbage += (Number(from) - Number(to)) * 2 ** 20;
+    isolates.set(isolate!, so);
+  }
+  const most = [...isolates.values()].sort((a, b) => b.garbage - a.garbage)[0];
+  return most ?? { collections: 0, garbage: 0 };
 }
 
 /** The shared process of that name must have been stopped: the port is the same. */

@@ -92,7 +92,7 @@ export const SETTINGS = {
   workers: {
     kind: "integer",
     min: 1,
-    max: 1024,
+    max: 254,
     default: null,
     otherwise: "one for each CPU",
     description: "How many threads relay.",

@@ -139,14 +139,14 @@ export class Fleet {
     }
   }
 
-  /** Spreads listening sockets of one address over the workers. */
+  /** Spreads listening sockets over the workers: each goes to one that has fewest. */
   listen(fds: readonly number[]): void {
     const members = this.#members.filter((member) => !member.leaving);
-    fds.forEach((fd, i) => {
-      const member = members[i % members.length]!;
+    for (const fd of fds) {
+      const member = members.reduce((a, b) => (b.fds.size < a.fds.size ? b : a));
       member.fds.add(fd);
       this.#order(member, { kind: "listen", fds: [fd] });
-    });
+    }
   }
 
   /** Resolves when no worker accepts from these any more, or will not answer. */

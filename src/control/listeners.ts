@@ -14,7 +14,7 @@ import {
   IPV6_TRANSPARENT,
   IPV6_V6ONLY,
   IP_TRANSPARENT,
-  SHUT_RDWR,
+ 
   SOCK_CLOEXEC,
   SOCK_NONBLOCK,
   SOCK_STREAM,
@@ -50,9 +50,9 @@ export class Listeners {
   }
 
   /**
-   * Opens what the configuration lists and is not open, `sockets` of each. All or nothing: the
-   * texts of what went wrong, or what is newly open, and the addresses left out because this host
-   * lacks them (half of "localhost").
+   * Opens what the configuration lists and is not open, so that each address has `sockets` sockets
+   * at least. All or nothing: the texts of what went wrong, or what is newly open, and the
+   * addresses left out because this host lacks them (half of "localhost").
    */
   openNew(
     config: Config,
@@ -62,8 +62,9 @@ export class Listeners {
     const missing: string[] = [];
     const wrong: string[] = [];
     for (const address of config.listen) {
-      if (this.#open.has(keyOf(address))) continue;
-      const fds = this.#openAddress(address, config.mode, sockets);
+      const has = this.#open.get(keyOf(address))?.fds.length ?? 0;
+      if (has >= sockets) continue;
+      const fds = this.#openAddress(address, config.mode, sockets - has, has === 0);
       if (Array.isArray(fds)) opened.push({ address, fds });
       else if (address.optional && fds.absent) missing.push(address.text);
       else wrong.push(fds.text);
@@ -76,7 +77,10 @@ export class Listeners {
       for (const { fds } of opened) this.#close(fds);
       return { wrong };
     }
-    for (const listening of opened) this.#open.set(keyOf(listening.address), listening);
+    for (const { address, fds } of opened) {
+      const had = this.#open.get(keyOf(address))?.fds ?? [];
+      this.#open.set(keyOf(address), { address, fds: [...had, ...fds] });
+    }
     return { opened, missing };
   }
 
@@ -97,23 +101,23 @@ export class Listeners {
   }
 
   /** No worker accepts from them any more: connections are refused from now on. */
-  close(listening: ListeningAddress): void {
-    this.#close(listening.fds);
-    this.#open.delete(keyOf(listening.address));
+  close({ address, fds }: ListeningAddress): void {
+    this.#close(fds);
+    const left = this.#open.get(keyOf(address))!.fds.filter((fd) => !fds.includes(fd));
+    if (left.length === 0) this.#open.delete(keyOf(address));
+    else this.#open.set(keyOf(address), { address, fds: left });
   }
 
-  /** A worker may still be using them: refuse connections, but keep the numbers. */
-  shutDown(): void {
-    for (const { fds } of this.#open.values())
-      for (const fd of fds) this.#sys.shutdown(fd, SHUT_RDWR);
-  }
-
-  #openAddress(address: ListenAddress, mode: Config["mode"], sockets: number): number[] | Trouble {
+  #openAddress(
+    address: ListenAddress, mode: Config["mode"], sockets: number, first: boolean,
+  ): number[] | Trouble {
     // With SO_REUSEPORT a second program could share the port unnoticed, and take half of the
     // connections. So the first bind is tried without it.
-    const probe = this.#bind(address, mode, false);
-    if (typeof probe !== "number") return probe;
-    this.#sys.close(probe);
+    if (first) {
+      const probe = this.#bind(address, mode, false);
+      if (typeof probe !== "number") return probe;
+      this.#sys.close(probe);
+    }
     const fds: number[] = [];
     for (let i = 0; i < sockets; i++) {
       const fd = this.#bind(address, mode, true);

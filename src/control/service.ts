@@ -24,6 +24,8 @@ import { Resolver } from "./resolver.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
+/** What a thread of Node opens for itself, and our epoll and eventfd. */
+const FDS_PER_WORKER = 6;
 /** Addresses of the host change seldom, and nothing tells us. */
 const INTERFACES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
@@ -40,6 +42,8 @@ export class Service {
   #local: readonly Uint8Array[] = [];
   #limits: Limits = DEFAULTS;
   #tunnelsMax = 0;
+  /** Open before there are workers and connections. */
+  #baseFds = 0;
   #ticks = 0;
   #dialFailures = 0;
   #timer: NodeJS.Timeout | null = null;
@@ -74,7 +78,7 @@ export class Service {
       });
     }
     await this.#follow(config);
-    const plan = budget(this.#nofile, openFds() + workers * 6, this.#pipesOf(config));
+    const plan = budget(this.#nofile, openFds() + workers * FDS_PER_WORKER, this.#pipesOf(config));
     if (plan === null) return [this.#tooFewFds(workers)];
     this.#limits = {
       ...DEFAULTS,
@@ -87,10 +91,8 @@ export class Service {
       return [`a worker died at its start; ${this.#tooFewFds(workers)}`];
     }
     // Now that every thread has opened what it needs, it is known what is left.
-    const carried = budget(this.#nofile, openFds(), this.#limits.pipes * workers);
-    if (carried === null) return [this.#tooFewFds(workers)];
-    this.#tunnelsMax = Math.min(carried.tunnels, this.#limits.tunnels);
-    this.#setTunnelsMax(config);
+    this.#baseFds = openFds() - workers * FDS_PER_WORKER;
+    if (!this.#setTunnelsMax(config)) return [this.#tooFewFds(workers)];
     for (const { fds } of this.#listeners.open) this.#fleet.listen(fds);
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
     this.#log.info("transplice is ready", {
@@ -98,7 +100,7 @@ export class Service {
       mode: config.mode,
       upstream: config.upstream.kind === "direct" ? "direct" : config.upstream.text,
       workers,
-      max_connections: Math.min(config.maxConnections ?? Infinity, this.#tunnelsMax),
+      max_connections: this.#tunnelsMax,
       nofile: this.#nofile,
     });
     return [];
@@ -128,7 +130,7 @@ export class Service {
     this.#config = config;
     const settings = this.#settings();
     this.#fleet.configure(settings);
-    this.#setTunnelsMax(config);
+    if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
     await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
     for (const { fds } of listening.opened) this.#fleet.listen(fds);
     for (const gone of this.#listeners.obsolete(config)) {
@@ -247,16 +249,22 @@ export class Service {
     };
   }
 
-  #setTunnelsMax(config: Config): void {
+  /** What max_connections says, as far as the fds carry it. False if they carry nothing. */
+  #setTunnelsMax(config: Config): boolean {
     const { maxConnections } = config;
-    if (maxConnections !== null && maxConnections > this.#tunnelsMax) {
+    const workers = this.#workersOf(config);
+    const used = this.#baseFds + workers * FDS_PER_WORKER;
+    const plan = budget(this.#nofile, used, this.#limits.pipes * workers);
+    const carried = Math.min(plan?.tunnels ?? 0, this.#limits.tunnels);
+    if (carried === 0) return false;
+    if (maxConnections !== null && maxConnections > carried) {
       this.#log.warning("max_connections is more than the limit of open files carries", {
-        max_connections: maxConnections,
-        carried: this.#tunnelsMax,
-        nofile: this.#nofile,
+        max_connections: maxConnections, carried, nofile: this.#nofile,
       });
     }
-    this.#fleet.setTunnelsMax(Math.min(maxConnections ?? Infinity, this.#tunnelsMax));
+    this.#tunnelsMax = Math.min(maxConnections ?? Infinity, carried);
+    this.#fleet.setTunnelsMax(this.#tunnelsMax);
+    return true;
   }
 
   #workersOf(config: Config): number {

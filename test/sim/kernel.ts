@@ -119,6 +119,7 @@ export class SimulatedKernel implements Syscalls {
   readonly network: Network;
   readonly #files: (File | undefined)[] = [];
   #faults = 0;
+  #unleashed = false;
   #pipes = 0;
   #idleCalls = 0;
   /** System calls so far, for statistics. */
@@ -140,6 +141,11 @@ export class SimulatedKernel implements Syscalls {
   /** What is open, as text: empty when nothing is. */
   openFds(): string[] {
     return this.#files.flatMap((file, fd) => (file === undefined ? [] : [`${fd}: ${file.kind}`]));
+  }
+
+  /** From now on calls are refused by chance. Until then whoever needs one fd to begin gets it. */
+  unleash(): void {
+    this.#unleashed = true;
   }
 
   /** The end that an fd stands for: for tests that want to know the truth. */
@@ -169,7 +175,7 @@ export class SimulatedKernel implements Syscalls {
 
   #fault(call: string, errors: readonly number[]): number {
     const { faultChance, faultsMax } = this.options;
-    if (this.#faults >= faultsMax || !this.random.chance(faultChance)) return 0;
+    if (!this.#unleashed || this.#faults >= faultsMax || !this.random.chance(faultChance)) return 0;
     this.#faults++;
     this.refused.push(call);
     return -this.random.pick(errors);
@@ -391,7 +397,8 @@ export class SimulatedKernel implements Syscalls {
     const discard = (flags & MSG_TRUNC) !== 0;
     if (length <= 0) fail("recv() of nothing answers 0, like an end");
     if (!discard && at + length > into.bytes.length) fail("recv() past the end of the memory");
-    if (this.#delayed(tcp)) return -EAGAIN;
+    // What a peek has shown is there.
+    if (!discard && this.#delayed(tcp)) return -EAGAIN;
     const peek = (flags & MSG_PEEK) !== 0;
     const got = tcp.receive(discard ? null : into.bytes, at, length, peek);
     return got > 0 && !peek ? this.#effect(got) : got;

@@ -48,21 +48,40 @@ function mix(value: number): number {
   return x ^ (x >>> 16);
 }
 
-function byteAt(stream: number, position: number): number {
-  return mix(Math.imul(position, 0x9e3779b1) ^ stream) & 255;
+// Long enough, and of a length that no buffer has: a shift by one round is not met by accident.
+const ROUND = 65521;
+const TWICE = new Uint8Array(2 * ROUND);
+for (let i = 0; i < ROUND; i++) TWICE[i] = TWICE[i + ROUND] = mix(i * 2654435761 + 1) & 255;
+
+/** What stands in the stream from `position` on: `length` bytes, or fewer where a round ends. */
+function piece(stream: number, position: number, length: number): Uint8Array {
+  const from = (Math.imul(stream, 7919) + position) % ROUND;
+  const start = from < 0 ? from + ROUND : from;
+  return TWICE.subarray(start, start + Math.min(length, ROUND));
 }
 
 /** Fills into[at, at + length) with what stands in the stream from `position` on. */
 export function fillStream(
   stream: number, position: number, into: Uint8Array, at: number, length: number,
 ): void {
-  for (let i = 0; i < length; i++) into[at + i] = byteAt(stream, position + i);
+  for (let done = 0; done < length; ) {
+    const next = piece(stream, position + done, length - done);
+    into.set(next, at + done);
+    done += next.length;
+  }
 }
 
 /** The first of `length` bytes that is not the stream's, counted from `at`; -1 if all are. */
 export function firstWrong(
   stream: number, position: number, bytes: Uint8Array, at: number, length: number,
 ): number {
-  for (let i = 0; i < length; i++) if (bytes[at + i] !== byteAt(stream, position + i)) return i;
+  for (let done = 0; done < length; ) {
+    const next = piece(stream, position + done, length - done);
+    const found = bytes.subarray(at + done, at + done + next.length);
+    if (Buffer.compare(next, found) !== 0) {
+      return done + found.findIndex((byte, i) => byte !== next[i]);
+    }
+    done += next.length;
+  }
   return -1;
 }

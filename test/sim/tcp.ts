@@ -157,8 +157,21 @@ export class Tcp {
   error = 0;
   /** An RST came while this end was not closed: the truth about how the connection ended. */
   wasReset = false;
+  resetAtUs = 0;
+  /** An RST has left from here. */
+  hasReset = false;
+  /** A FIN has left, or will leave once everything in front of it has. */
+  get hasFinished(): boolean {
+    return this.#finQueued;
+  }
+  /** The other end's FIN has come. */
+  get hasEnd(): boolean {
+    return this.#finReceived;
+  }
   /** SO_OOBINLINE: an urgent byte stays in the stream. */
   urgentInline = false;
+  /** Bytes that send() has ever taken here. */
+  takenBytes = 0;
   /** Bytes that have ever come in here, read or not. */
   arrivedBytes = 0;
 
@@ -224,6 +237,11 @@ export class Tcp {
     return error;
   }
 
+  /** The other end, once the two have met. */
+  get peer(): Tcp | null {
+    return this.#peer;
+  }
+
   // Opening.
 
   listen(backlog: number): void {
@@ -283,7 +301,7 @@ export class Tcp {
     child.#peer = client;
     child.remote = client.local;
     child.originalDestination = original;
-    child.local = this.local;
+    child.local = original === null ? client.remote : this.local;
     this.#halfOpen++;
     const answer = () => {
       if (client.state !== "connecting") {
@@ -427,6 +445,7 @@ export class Tcp {
     if (count === 0) return -EAGAIN;
     this.#unsent.push(from.slice(at, at + count));
     this.#unsentBytes += count;
+    this.takenBytes += count;
     if (urgent) this.#urgentToSend = this.#sentPosition + this.#unsentBytes - 1;
     this.#transmit();
     return count;
@@ -564,7 +583,9 @@ export class Tcp {
 
   #sendReset(): void {
     const peer = this.#peer;
-    if (peer !== null) this.#deliver(() => peer.#onReset());
+    if (peer === null) return;
+    this.hasReset = true;
+    this.#deliver(() => peer.#onReset());
   }
 
   #onFin(): void {
@@ -599,6 +620,7 @@ export class Tcp {
     else if (this.#finReceived && !this.#finQueued) this.error = EPIPE;
     else this.error = ECONNRESET;
     this.wasReset = true;
+    this.resetAtUs = this.#network.nowUs;
     this.#die();
     this.onWake(0);
   }
