@@ -77,6 +77,8 @@ export class Session implements Task, Waiter {
   #settings!: Settings;
   #upstream!: Upstream;
   #attempt = 0;
+  /** The address that the first attempt goes to: another tunnel may change the preferred one. */
+  #firstAddress = 0;
   #handshake: Handshake | null = null;
   /** A partial reply of the upstream: #input[0, #inputEnd). */
   #input: Memory | null = null;
@@ -119,6 +121,7 @@ export class Session implements Task, Waiter {
     this.#settings = engine.settings;
     this.#upstream = engine.upstream;
     this.#attempt = 0;
+    this.#firstAddress = engine.upstream.preferred;
     this.#upFinPassed = false;
     this.#downFinPassed = false;
     this.#tuned = false;
@@ -227,7 +230,7 @@ export class Session implements Task, Waiter {
     const at = direct ? this.row + DESTINATION : 0;
     const chosen = direct
       ? null
-      : upstream.addresses[(upstream.preferred + this.#attempt) % upstream.addresses.length]!;
+      : upstream.addresses[(this.#firstAddress + this.#attempt) % upstream.addresses.length]!;
     const memory = chosen === null ? rows : chosen.memory;
     const family = memory.bytes[at]!;
     const length = family === AF_INET6 ? 28 : 16;
@@ -278,7 +281,7 @@ export class Session implements Task, Waiter {
   #connected(sent: number, length: number): void {
     const upstream = this.#upstream;
     if (upstream.kind === "direct") return this.#startRelay();
-    upstream.preferred = (upstream.preferred + this.#attempt) % upstream.addresses.length;
+    upstream.preferred = (this.#firstAddress + this.#attempt) % upstream.addresses.length;
     this.#enter(UPSTREAM);
     this.#wait(this.#engine.nowMs + this.#settings.handshakeMs);
     if (sent < length) this.#keepOutput(sent, length);
