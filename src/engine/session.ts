@@ -198,6 +198,8 @@ export class Session implements Task, Waiter {
     const { sys, rows, own, loops } = this.#engine;
     const client = this.row + CLIENT;
     const destination = this.row + DESTINATION;
+    // The row has served others: what is not learnt now must not be told as learnt.
+    rows.bytes.fill(0, destination, destination + SOCKADDR_SIZE);
     const result =
       this.#settings.mode === "tproxy"
         ? sys.getsockname(this.client.fd, rows, destination)
