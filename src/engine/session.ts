@@ -10,7 +10,8 @@
  * sockets and its row in the tunnel table live on and serve the next tunnel.
  */
 import {
-  AF_INET6, EAGAIN, EINPROGRESS, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, EADDRNOTAVAIL, ETIMEDOUT,
+  AF_INET6, EAGAIN, EINPROGRESS, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EADDRNOTAVAIL,
+  ETIMEDOUT,
   IP6T_SO_ORIGINAL_DST, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SIOCOUTQ, SOCKADDR_SIZE, SOCK_CLOEXEC,
   SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SO_KEEPALIVE, SO_MARK,
   SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
@@ -669,7 +670,7 @@ export class Session implements Task, Waiter {
 /** The kernel lacks something; no one's address is to blame. */
 const isShortage = (errno: number): boolean =>
   errno === EMFILE || errno === ENFILE || errno === ENOBUFS || errno === ENOMEM ||
-  errno === EADDRNOTAVAIL;
+  errno === ENOSPC || errno === EADDRNOTAVAIL;
 
 /** A sockaddr_in6 with a v4-mapped address becomes the sockaddr_in that it means. */
 function unmap(bytes: Uint8Array, at: number): void {
