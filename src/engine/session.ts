@@ -14,7 +14,7 @@ import {
   ETIMEDOUT,
   IP6T_SO_ORIGINAL_DST, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SIOCOUTQ, SOCKADDR_SIZE, SOCK_CLOEXEC,
   SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SO_KEEPALIVE, SO_MARK,
-  SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
+  SO_ERROR, SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
   TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
@@ -491,6 +491,8 @@ export class Session implements Task, Waiter {
     if (server.errno === 0) again = up.pump();
     if (client.errno === 0 && down.pump()) again = true;
     this.#count();
+    if (client.broken && up.over && client.errno === 0) this.#askError(client);
+    if (server.broken && down.over && server.errno === 0) this.#askError(server);
     if (client.errno !== 0 || server.errno !== 0) return this.#broken() || again;
     if (up.over && down.over) {
       // close(2) says FIN to whoever has not heard it yet.
@@ -506,6 +508,17 @@ export class Session implements Task, Waiter {
       this.#passFin(client);
     }
     return again;
+  }
+
+  /**
+   * It was reset after it had said FIN: recv goes on to say that it has ended, so ask SO_ERROR.
+   */
+  #askError(end: Socket): void {
+    const { sys, scratch } = this.#engine;
+    end.broken = false; // Once is enough.
+    if (sys.getsockopt(end.fd, SOL_SOCKET, SO_ERROR, scratch, 0, 4) < 0) return;
+    end.errno = scratch.view.getInt32(0, true);
+    if (end.errno !== 0) end.broken = true;
   }
 
   #passFin(to: Socket): void {
