@@ -302,8 +302,8 @@ class Listener implements Source, Task, Waiter {
       const session = engine.spareSession();
       if (session === null || !engine.enter()) {
         if (engine.settings.whenFull === "reset") {
-          this.#refuse();
-          continue;
+          if (this.#refuse()) continue;
+          return false;
         }
         if (session === null) this.shortOfFds = true;
         else if (!admission.wait(engine.worker)) continue;
@@ -320,8 +320,8 @@ class Listener implements Source, Task, Waiter {
     return true;
   }
 
-  /** At the limit, and resets are wanted: one connection of the backlog. */
-  #refuse(): void {
+  /** At the limit, and resets are wanted: one connection of the backlog. False: stop for now. */
+  #refuse(): boolean {
     const { sys, scratch, counters } = this.#engine;
     const fd = sys.accept4(this.#fd, scratch, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
     if (fd >= 0) {
@@ -329,7 +329,8 @@ class Listener implements Source, Task, Waiter {
       sys.close(fd);
       counters[REFUSED_FULL]!++;
     } else if (fd === -EAGAIN) this.#readable = false;
-    else if (this.#failed(-fd)) this.#readable = this.shortOfFds;
+    else if (this.#failed(-fd)) return false;
+    return true;
   }
 
   /** accept(2): most errors are those of the one connection. True if it is no use to go on. */
