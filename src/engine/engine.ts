@@ -4,7 +4,7 @@
  */
 import {
   EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLET, EPOLLIN,
-  SOCK_CLOEXEC, SOCK_NONBLOCK, ENOTSOCK,
+  SOCK_CLOEXEC, SOCK_NONBLOCK, ENOTSOCK, SOL_SOCKET, SO_OOBINLINE,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { OwnAddresses } from "../policy/own.ts";
@@ -145,6 +145,9 @@ export class Engine {
   /** Accepts from a listening socket, which stays its maker's. */
   listen(fd: number): void {
     const listener = new Listener(this, fd);
+    // Inherited by what is accepted. An urgent byte cannot be passed on as such, and one that
+    // came between an event and the recv behind it would be lost; in line it is a byte like any.
+    this.sys.setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, 1);
     const result = this.loop.add(fd, EPOLLIN | EPOLLET, this.loop.number(listener));
     assert(result >= 0, `epoll_ctl for a listener answered ${result}`);
     this.#listeners.set(fd, listener);
