@@ -272,8 +272,9 @@ async function http(subject: Subject, { seconds }: Scale): Promise<Numbers> {
 /** A fresh process, warmed up by short connections; then few tunnels stand, then many. */
 async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): Promise<Numbers> {
   return withFresh(name, options, async (fresh) => {
-    await load(fresh, "rr", ["-c", "64", "-t", `${Math.min(1, scale.seconds)}`]);
-    await load(fresh, "pp", ["-c", "64", "-t", `${Math.min(1, scale.seconds)}`]);
+    for (const role of ["rr", "pp"]) {
+      await load(fresh, role, ["-c", "64", "-t", `${2 * scale.seconds}`]);
+    }
     await sleep(300);
     const base = readUsage(fresh.pid);
     const [few, many] = scale.idle;
