@@ -79,7 +79,7 @@ export class HttpConnect implements Handshake {
     return { do: "fail", failure: { code: "too-long", bytesMax: INPUT_BYTES_MAX } };
   }
 
-  /** Goes on to HEADER once the status is there and good; answers what is wrong with it, or null. */
+  /** Goes on to HEADER once the status is there and good; else answers why not, or null. */
   #readStatus(input: Uint8Array, start: number, end: number): Step | null {
     const line = start + this.#answer;
     for (let at = start + this.#scanned; at < end; at++) {
@@ -94,7 +94,9 @@ export class HttpConnect implements Handshake {
       this.#scanned = at - start;
       this.#state = HEADER;
       this.#status = 0;
-      for (let i = 0; i < 3; i++) this.#status = this.#status * 10 + (input[line + STATUS_AT + i]! & 15);
+      for (let i = STATUS_AT; i < STATUS_AT + 3; i++) {
+        this.#status = this.#status * 10 + (input[line + i]! & 15);
+      }
       return judge(this.#status);
     }
     this.#scanned = end - start;
@@ -150,11 +152,8 @@ function fits(byte: number, place: number): boolean {
 /** Null: an interim answer or a success, whose header is still to be read. */
 function judge(status: number): Step | null {
   if (status >= 100 && status < 300 && status !== SWITCHING_PROTOCOLS) return null;
-  return {
-    do: "fail",
-    failure:
-      status === PROXY_AUTHENTICATION_REQUIRED ? { code: "auth-refused" } : { code: "status", status },
-  };
+  const refused = status === PROXY_AUTHENTICATION_REQUIRED;
+  return { do: "fail", failure: refused ? { code: "auth-refused" } : { code: "status", status } };
 }
 
 function write(bytes: Uint8Array, output: Uint8Array, to: number): number {

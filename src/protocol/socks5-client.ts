@@ -63,14 +63,16 @@ export class Socks5Client implements Handshake {
       switch (this.#state) {
         case METHOD: {
           if (first !== VERSION) return malformed("the method reply is not of SOCKS version 5");
-          if (second === NO_ACCEPTABLE_METHOD) return { do: "fail", failure: { code: "no-method" } };
+          if (second === NO_ACCEPTABLE_METHOD) {
+            return { do: "fail", failure: { code: "no-method" } };
+          }
           if (second === USER_AND_PASSWORD && this.#credentials !== null) this.#state = LOGIN;
           else if (second === NO_AUTHENTICATION && !this.#forced()) this.#state = REPLY;
           else return malformed("the server chose a method that was not offered");
           break;
         }
         case LOGIN:
-          // The version is not looked at: some servers repeat that of SOCKS, and nothing hangs on it.
+          // The version is not looked at: some servers repeat that of SOCKS.
           if (second !== SUCCEEDED) return { do: "fail", failure: { code: "auth-refused" } };
           this.#state = REPLY;
           break;

@@ -49,7 +49,8 @@ describe("the text of an address", () => {
   });
 
   it("never takes more room than it says", () => {
-    const longest = { bytes: new Uint8Array(18).fill(0xff), at: 1, length: 16, port: 65535 } as const;
+    const bytes = new Uint8Array(18).fill(0xff);
+    const longest = { bytes, at: 1, length: 16, port: 65535 } as const;
     assert.equal(writeHostPort(longest, new Uint8Array(100), 0), HOST_PORT_BYTES_MAX);
   });
 });

@@ -101,7 +101,8 @@ export class Player {
         this.outcome = step;
         return;
       }
-      assert(step.consumed >= 0 && step.consumed <= this.#kept.length, "consumed what is not there");
+      const there = step.consumed >= 0 && step.consumed <= this.#kept.length;
+      assert(there, "consumed what is not there");
       this.#consumed += step.consumed;
       this.#kept = this.#kept.slice(step.consumed);
       if (step.do === "finish") {

@@ -47,7 +47,8 @@ describe("HttpConnect: the request", () => {
   });
   it("carries Basic credentials of any length", () => {
     for (let length = 0; length < 8; length++) {
-      const credentials = { user: bytesOf("ü\xff"), password: bytesOf("p:w".repeat(3).slice(0, length)) };
+      const password = bytesOf("p:w".repeat(3).slice(0, length));
+      const credentials = { user: bytesOf("ü\xff"), password };
       const basic = Buffer.concat([credentials.user, bytesOf(":"), credentials.password]);
       dialogue(connect(IPV4, credentials), [
         {
@@ -98,7 +99,8 @@ describe("HttpConnect: success", () => {
   });
   it("may come after interim answers", () => {
     answered(
-      "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+      "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" +
+        "HTTP/1.1 200 OK\r\n\r\n",
       { do: "finish" },
     );
     answered("HTTP/1.1 100\n\nHTTP/1.1 200\n\n", { do: "finish" });
@@ -175,10 +177,11 @@ describe("HttpConnect: unfinished", () => {
 
 describe("HttpConnect: whatever comes", () => {
   const piece = fc.oneof(
-    { weight: 4, arbitrary: fc.constantFrom("HTTP/1.1 200 OK\r\n", "HTTP/1.0 200\n", "\r\n", "\n") },
-    { weight: 1, arbitrary: fc.constantFrom("HTTP/1.1 100 \r\n\r\n", "HTTP/1.1 407 x\r\n", "HTTP/") },
+    fc.constantFrom("HTTP/1.1 200 OK\r\n", "HTTP/1.0 200\n", "\r\n", "\n"),
+    { weight: 3, arbitrary: fc.constantFrom("\r\n", "\n", "HTTP/1.1 200\r\n") },
+    fc.constantFrom("HTTP/1.1 100 \r\n\r\n", "HTTP/1.1 407 x\r\n", "HTTP/"),
     { weight: 2, arbitrary: fc.constantFrom("A: b\r\n", "\r", " ", "x".repeat(6000)) },
-    { weight: 1, arbitrary: fc.string() },
+    fc.string(),
   );
   const input = fc.array(piece, { maxLength: 20 }).map((pieces) => bytesOf(pieces.join("")));
   const places = fc.array(fc.nat(), { maxLength: 12 });

@@ -116,7 +116,9 @@ describe("Socks5Client: pipelined", () => {
   it("does not accept that the server skips the login", () => {
     dialogue(pipelined(LOGIN), [
       { sends: [5, 1, 2, ...LOGIN_BYTES, ...CONNECT_IPV4] }, { gets: [5, 0] },
-    ], { failure: { code: "malformed", detail: "the server chose a method that was not offered" } });
+    ], {
+      failure: { code: "malformed", detail: "the server chose a method that was not offered" },
+    });
   });
 });
 
@@ -132,7 +134,9 @@ describe("Socks5Client: refused", () => {
     }
   });
   it("for lack of a method", () => {
-    dialogue(plain(), [{ sends: [5, 1, 0] }, { gets: [5, 255] }], { failure: { code: "no-method" } });
+    dialogue(plain(), [{ sends: [5, 1, 0] }, { gets: [5, 255] }], {
+      failure: { code: "no-method" },
+    });
     dialogue(pipelined(LOGIN), [
       { sends: [5, 1, 2, ...LOGIN_BYTES, ...CONNECT_IPV4] }, { gets: [5, 255] },
     ], { failure: { code: "no-method" } });

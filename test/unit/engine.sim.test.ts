@@ -1,0 +1,138 @@
+/**
+ * The engine on the simulated kernel: each seed makes a world of its own (see sim/world.ts), the
+ * engine runs in it until everyone is done, and then the world judges what its peers have seen.
+ *
+ * SEEDS=n plays more of them, SEED=n one alone. A failure names its seed.
+ */
+import assert from "node:assert/strict";
+import { it } from "node:test";
+import {
+  EPOLLIN, IP_TRANSPARENT, O_NONBLOCK, SOCK_NONBLOCK, SOCK_STREAM, SOL_IP,
+} from "../../native-bindings/constants.ts";
+import type { Memory } from "../../native-bindings/syscalls.ts";
+import { Admission, admissionBytes } from "../../src/engine/admission.ts";
+import { countersBytes, countersRow, TUNNELS } from "../../src/engine/counters.ts";
+import { REASONS } from "../../src/engine/ending.ts";
+import { Engine, rowsBytes } from "../../src/engine/engine.ts";
+import { ENDED, Journal, journalBytes } from "../../src/engine/journal.ts";
+import { Ledger } from "../../src/engine/ledger.ts";
+import type { Source, Task } from "../../src/engine/loop.ts";
+import { LOOPS_BYTES } from "../../src/engine/loops.ts";
+import { readSockaddr, type SimulatedKernel } from "../sim/kernel.ts";
+import { WrongByte } from "../sim/peers.ts";
+import { sockaddr, World } from "../sim/world.ts";
+
+/** In virtual time: by then every deadline has passed many times over. */
+const LIVENESS_MS = 3 * 3600e3;
+const JOURNAL_RECORDS = 4096;
+
+class Bell implements Source, Task {
+  queued = false;
+  rung = false;
+
+  mark(): Task {
+    this.rung = true;
+    return this;
+  }
+
+  turn(): boolean {
+    return false;
+  }
+}
+
+function play(world: World, endings: Map<string, number>): void {
+  const { kernel, limits, settings } = world;
+  const shared = {
+    ledger: new SharedArrayBuffer(4096),
+    admission: new SharedArrayBuffer(admissionBytes(1)),
+    counters: new SharedArrayBuffer(countersBytes(1)),
+    loops: new SharedArrayBuffer(LOOPS_BYTES),
+  };
+  const journalMemory = new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS));
+  const listener = makeListener(kernel, world);
+  const engine = new Engine({
+    sys: kernel, clock: () => Math.floor(kernel.now()), wallClock: () => kernel.now(),
+    limits, settings, shared, rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
+    journal: journalMemory, worker: 0, incarnation: 0,
+  });
+  const admission = new Admission(shared.admission, kernel);
+  const bell = new Bell();
+  const bellFd = kernel.eventfd(0, O_NONBLOCK);
+  const count = kernel.memory(8);
+  admission.setEventfd(0, bellFd);
+  admission.setLimit(world.tunnelsMax);
+  assert.equal(engine.loop.add(bellFd, EPOLLIN, engine.loop.number(bell)), 0);
+  engine.listen(listener);
+  kernel.unleash();
+
+  let cut = false;
+  while (!world.over || engine.tunnels > 0) {
+    engine.turn();
+    if (bell.rung) {
+      bell.rung = false;
+      kernel.read(bellFd, count, 0, 8);
+      engine.resumeAccepting();
+    }
+    if (!cut && kernel.now() >= world.cutMs) {
+      cut = true;
+      engine.unlisten(listener);
+      kernel.close(listener);
+      engine.cut();
+    }
+    assert(kernel.now() < LIVENESS_MS, `not over in time:\n${world.unfinished()}`);
+  }
+
+  // What the engine said last is still on its way.
+  kernel.pass(10e6);
+  const journal = new Journal(journalMemory);
+  for (let record = journal.read(); record !== null; record = journal.read()) {
+    if (record.kind !== ENDED) continue;
+    const { addresses: bytes, bytesUp, bytesDown } = record;
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+    const reason = REASONS[record.reason]!;
+    endings.set(reason, (endings.get(reason) ?? 0) + 1);
+    world.ended(readSockaddr({ bytes, view }, 28), { reason, bytesUp, bytesDown });
+  }
+  world.judge();
+
+  engine.dispose();
+  if (!cut) kernel.close(listener);
+  kernel.close(bellFd);
+  assert.deepEqual(kernel.openFds(), [], "fds are left open");
+  assert.deepEqual([...new Ledger(shared.ledger).ownedBy(1)], [], "fds are left in the ledger");
+  assert.equal(admission.active, 0);
+  assert.equal(countersRow(shared.counters, 0)[TUNNELS], 0);
+  const ports = new Int32Array(shared.loops).subarray(0, 65536);
+  assert(ports.every((port) => port === 0), "ports are left");
+}
+
+function makeListener(kernel: SimulatedKernel, world: World): number {
+  const fd = kernel.socket(world.listenerFamily, SOCK_STREAM | SOCK_NONBLOCK, 0);
+  const address: Memory = kernel.memory(28);
+  address.bytes.set(sockaddr(world.listener));
+  assert.equal(kernel.bind(fd, address, 0, 28), 0);
+  if (world.settings.mode === "tproxy") {
+    assert.equal(kernel.setsockopt(fd, SOL_IP, IP_TRANSPARENT, 1), 0);
+  }
+  assert.equal(kernel.listen(fd, 100), 0);
+  return fd;
+}
+
+const one = process.env["SEED"];
+const first = one === undefined ? 1 : Number(one);
+const seeds = one === undefined ? Number(process.env["SEEDS"] ?? 2000) : 1;
+
+it(`holds in ${seeds} simulated worlds from SEED=${first} on`, (t) => {
+  const endings = new Map<string, number>();
+  for (let seed = first; seed < first + seeds; seed++) {
+    const world = new World(seed);
+    try {
+      play(world, endings);
+    } catch (error) {
+      const finder = error instanceof WrongByte ? `${world.describe(error.finder)}\n` : "";
+      const message = `${(error as Error).message}\n${finder}${world.describeSettings()}`;
+      throw new Error(`SEED=${seed}: ${message}`, { cause: error });
+    }
+  }
+  t.diagnostic([...endings].sort().map(([reason, times]) => `${reason} ${times}`).join(", "));
+});
