@@ -199,14 +199,16 @@ export class Session implements Task, Waiter {
     const { sys, rows, own, loops } = this.#engine;
     const client = this.row + CLIENT;
     const destination = this.row + DESTINATION;
-    // The row has served others: what is not learnt now must not be told as learnt.
-    rows.bytes.fill(0, destination, destination + SOCKADDR_SIZE);
     const result =
       this.#settings.mode === "tproxy"
         ? sys.getsockname(this.client.fd, rows, destination)
         : this.#originalDestination(client, destination);
-    if (result < 0) return ending("not-redirected", -result);
     const { bytes } = rows;
+    if (result < 0) {
+      // The row has served others: what was not learnt must not be told as learnt.
+      bytes.fill(0, destination, destination + SOCKADDR_SIZE);
+      return ending("not-redirected", -result);
+    }
     if (bytes[destination] === AF_INET6 && isMapped(bytes, destination)) unmap(bytes, destination);
     if (own.isListener(bytes, destination)) return ending("own-address");
     if (loops.leads(bytes, client, bytes, destination) && own.isLocal(bytes, client)) {

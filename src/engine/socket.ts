@@ -21,7 +21,7 @@ export class Socket implements Source {
   writable = true;
   /** The peer has said FIN: what can be read now is all there will be. */
   finished = false;
-  /** EPOLLERR or EPOLLHUP: the next call on it will say what is wrong. */
+  /** EPOLLERR: it was reset, or lost, and the kernel has an error to tell. */
   broken = false;
   /**
    * There is urgent data (MSG_OOB). recv stops at its mark, so a short read no longer means that
@@ -82,9 +82,8 @@ export class Socket implements Source {
     this.readable = true;
     if ((events & EPOLLRDHUP) !== 0) this.finished = true;
     if ((events & EPOLLPRI) !== 0) this.urgent = true;
-    if ((events & (EPOLLERR | EPOLLHUP)) !== 0) {
-      this.broken = true;
-      this.writable = true; // A write will say what is wrong.
-    }
+    // EPOLLHUP alone is no fault: both directions have said FIN.
+    if ((events & EPOLLERR) !== 0) this.broken = true;
+    if ((events & (EPOLLERR | EPOLLHUP)) !== 0) this.writable = true; // A write will say why.
   }
 }

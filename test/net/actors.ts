@@ -11,7 +11,7 @@ import {
   SOCK_STREAM, SOCKADDR_SIZE, SOL_IPV6, SOL_SOCKET,
 } from "../../native-bindings/constants.ts";
 import { linux } from "../../native-bindings/syscalls.ts";
-import type { Host } from "./sandbox.ts";
+import type { Place } from "./sandbox.ts";
 
 /** How a direction ended: by FIN, by RST, or with another error's name. */
 export type End = "fin" | "reset" | (string & {});
@@ -155,7 +155,7 @@ export class Peer {
  * the same moment has been one: its peer has ended by a reset. A refused one is an error.
  */
 export async function connect(
-  host: Host, address: string, port: number, options: { reading?: boolean } = {},
+  host: Place, address: string, port: number, options: { reading?: boolean } = {},
 ): Promise<Peer> {
   const socket = new Socket({ allowHalfOpen: true });
   const peer = new Peer(socket, options);
@@ -181,7 +181,7 @@ export class Listener {
 
   /** `serve` is called with each connection; without it, they are for accept(). */
   constructor(
-    host: Host, address: string, port: number,
+    host: Place, address: string, port: number,
     serve?: (peer: Peer) => void, options: { reading?: boolean } = {},
   ) {
     this.#server = createServer({ allowHalfOpen: true }, (socket) => {
@@ -232,7 +232,7 @@ function errorOf(socket: Socket): number {
 }
 
 /** A stream socket of the host, bound and not yet listening: for anything that takes an fd. */
-export function boundSocket(host: Host, address: string, port: number): number {
+export function boundSocket(host: Place, address: string, port: number): number {
   const ipv6 = isIPv6(address);
   const sockaddr = sys.memory(SOCKADDR_SIZE);
   sockaddr.view.setUint16(0, ipv6 ? AF_INET6 : AF_INET, true);

@@ -2,7 +2,7 @@
  * The firewall rules that hand connections to a transparent proxy, in the three dialects that are
  * in use: iptables over nf_tables, the old iptables, and nft.
  */
-import { Host } from "./sandbox.ts";
+import { haveIPv6, Host } from "./sandbox.ts";
 
 export const BACKENDS = ["iptables-nft", "iptables-legacy", "nft"] as const;
 export type Backend = (typeof BACKENDS)[number];
@@ -72,8 +72,9 @@ export function refusal(backend: Backend, what: Interception): string | null {
   return refusals.get(key)!;
 }
 
-const destinationsOf = (what: Interception): readonly string[] => what.destinations ?? INTERNET;
 const isIPv6 = (network: string): boolean => network.includes(":");
+const destinationsOf = (what: Interception): readonly string[] =>
+  (what.destinations ?? INTERNET).filter((network) => haveIPv6() || !isIPv6(network));
 const familiesOf = (what: Interception): ("-4" | "-6")[] =>
   [...new Set(destinationsOf(what).map((to) => (isIPv6(to) ? "-6" : "-4")))];
 

@@ -12,8 +12,7 @@
  * 192.0.2.66 and 2001:db8:2::66 are black holes: what is sent there is never answered.
  */
 import { existsSync } from "node:fs";
-import { connect } from "./actors.ts";
-import { Host, shadow, Wire } from "./sandbox.ts";
+import { haveIPv6, Host, shadow, Wire } from "./sandbox.ts";
 
 export interface Network {
   relay: Host;
@@ -28,8 +27,9 @@ export const PROXY = { 4: "192.0.2.2", 6: "2001:db8:2::2" } as const;
 export const RELAY = { 4: "192.0.2.1", 6: "2001:db8:2::1" } as const;
 export const LAN = { 4: "10.7.0.2", 6: "fd07::2" } as const;
 export const BLACK_HOLE = { 4: "192.0.2.66", 6: "2001:db8:2::66" } as const;
-export const FAMILIES = [4, 6] as const;
-export type Family = (typeof FAMILIES)[number];
+export type Family = 4 | 6;
+/** Those that the kernel has. */
+export const FAMILIES: readonly Family[] = haveIPv6() ? [4, 6] : [4];
 
 export function network(): Network {
   // Who asks for a name shall hear at once that there is nobody to ask.
@@ -43,7 +43,8 @@ export function network(): Network {
   wan.plug(relay, `${RELAY[4]}/24`, `${RELAY[6]}/64`);
   wan.plug(proxy, `${PROXY[4]}/24`, `${PROXY[6]}/64`);
   // Not preferred: never the source of the proxy's own connections.
-  proxy.ip("address add 192.0.2.12/24 dev wan", "address add 2001:db8:2::12/64 dev wan nodad preferred_lft 0");
+  proxy.ip("address add 192.0.2.12/24 dev wan");
+  if (haveIPv6()) proxy.ip("address add 2001:db8:2::12/64 dev wan nodad preferred_lft 0");
   wan.plug(internet, "192.0.2.3/24", "2001:db8:2::3/64");
   inner.plug(relay, "10.7.0.1/24", "fd07::1/64");
   inner.plug(lan, `${LAN[4]}/24`, `${LAN[6]}/64`);
@@ -58,14 +59,10 @@ export function network(): Network {
   lan.route("default", "fd07::1");
   relay.sysctl("net.ipv4.conf.inner.rp_filter", 0);
   relay.sysctl("net.ipv4.ip_forward", 1);
-  relay.sysctl("net.ipv6.conf.all.forwarding", 1);
-  for (const address of Object.values(BLACK_HOLE)) {
+  if (haveIPv6()) relay.sysctl("net.ipv6.conf.all.forwarding", 1);
+  for (const family of FAMILIES) {
     // Frames to an Ethernet address that nobody has.
-    relay.ip(`neighbour add ${address} lladdr 02:00:00:00:00:66 dev wan nud permanent`);
+    relay.ip(`neighbour add ${BLACK_HOLE[family]} lladdr 02:00:00:00:00:66 dev wan nud permanent`);
   }
   return { relay, lan, proxy, internet };
 }
-
-/** connect() by family to the server. */
-export const connectTo = (host: Host, family: Family, port: number) =>
-  connect(host, SERVER[family], port);

@@ -142,7 +142,7 @@ export class Relay {
   }
 }
 
-export const isReloaded = (entry: Entry): boolean => /reload/i.test(entry.message);
+export const isReloaded = (entry: Entry): boolean => entry.message === "the configuration is taken on";
 
 export function entriesOf(text: string): Entry[] {
   return text.split("\n").flatMap((line) => {

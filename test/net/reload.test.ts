@@ -234,7 +234,8 @@ for (const signal of ["SIGTERM", "SIGINT"] as const) {
       assert.equal(String((await client.rest()).data), "bye");
     }
     assert.deepEqual(await exitWithin(relay, 5_000), { code: 0, signal: null });
-    assert.equal(relay.ends().length, 10, "all ends are logged");
+    const ended = relay.ends().map((end) => end.client_addr);
+    for (const client of running) assert.ok(ended.includes(client.local), `${client.local} is logged`);
   });
 }
 

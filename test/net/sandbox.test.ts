@@ -7,8 +7,12 @@ import { existsSync } from "node:fs";
 import { connect, sleep } from "./actors.ts";
 import { BACKENDS } from "./firewall.ts";
 import { FAMILIES, LAN, PROXY, RELAY, SERVER } from "./network.ts";
-import { PRIVATE } from "./sandbox.ts";
+import { haveIPv6, PRIVATE } from "./sandbox.ts";
 import { scenario } from "./scenario.ts";
+
+scenario("the kernel has IPv6", async (stage) => {
+  if (!haveIPv6()) stage.skip("it has not: all scenarios of IPv6 are left out");
+});
 
 for (const family of FAMILIES) {
   scenario(`IPv${family}: a connection comes from the host that made it`, async (stage) => {

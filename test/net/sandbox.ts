@@ -38,9 +38,10 @@ const FIRST_PROCESS = `
 
 /**
  * Call it first. Outside, it does not return: it ends the process with the inner one's exit
- * status, or with 1 and one clear sentence on standard error where no sandbox can be had.
+ * status, or with 1 and one clear sentence on standard error where no sandbox can be had. The
+ * farewell is said when a signal ended it.
  */
-export async function enter(remedy = "run it as root"): Promise<void> {
+export async function enter(remedy = "run it as root", farewell = ""): Promise<void> {
   if (process.env[INSIDE] !== undefined) return settleIn();
   const how = wayIn();
   if ("refusal" in how) {
@@ -68,13 +69,17 @@ export async function enter(remedy = "run it as root"): Promise<void> {
       inner.stdin.destroy();
       // The inner program gets a moment for its last words; --kill-child ends all that is left.
       setTimeout(() => inner.kill("SIGKILL"), 3_000).unref();
-      inner.once("exit", () => process.exit(128 + constants.signals[signal]));
+      inner.once("exit", () => {
+        process.stderr.write(farewell);
+        process.exit(128 + constants.signals[signal]);
+      });
     });
   }
   const status = await new Promise<number>((resolve) => {
     inner.once("error", () => resolve(127));
     inner.once("exit", (code, signal) => {
-      resolve(code ?? 128 + (signal === null ? 0 : constants.signals[signal]));
+      // A terminal's Ctrl-C reaches both of us, in any order: let our own handler come first.
+      setTimeout(resolve, 20, code ?? 128 + (signal === null ? 0 : constants.signals[signal]));
     });
   });
   process.exit(status);
@@ -117,7 +122,27 @@ function moveTo(netns: number): void {
   if (setns(netns, CLONE_NEWNET) !== 0) throw new Error(`setns: errno ${koffi.errno()}`);
 }
 
-export class Host {
+/** Somewhere that sockets can be made. */
+export interface Place {
+  readonly name: string;
+  /** Does the work there: sockets opened and programs started belong to it. */
+  within<T>(work: () => T): T;
+  /**
+   * For calls of Node's that make their socket in the next tick, as connect() to an address does:
+   * ticks run in the order they were asked for, so this one is between arrival and return.
+   */
+  withinNextTick(call: () => void): void;
+}
+
+/** Where this process is. */
+export const HERE: Place = {
+  name: "here",
+  within: (work) => work(),
+  withinNextTick: (call) => call(),
+};
+
+/** A machine of the network inside. */
+export class Host implements Place {
   readonly name: string;
   readonly #netns: number;
 
@@ -128,7 +153,6 @@ export class Host {
     this.ip("link set lo up");
   }
 
-  /** Does the work on this host: sockets opened and programs started belong to it. */
   within<T>(work: () => T): T {
     moveTo(this.#netns);
     try {
@@ -138,10 +162,6 @@ export class Host {
     }
   }
 
-  /**
-   * For calls of Node's that make their socket in the next tick, as connect() to an address does:
-   * ticks run in the order they were asked for, so this one is between arrival and return.
-   */
   withinNextTick(call: () => void): void {
     process.nextTick(moveTo, this.#netns);
     call();
@@ -192,12 +212,12 @@ export class Host {
 
   /** Addresses of this host that are on no wire: others reach them by a route. */
   owns(...addresses: string[]): void {
-    this.ip(...addresses.map((address) => `address add ${address} dev lo`));
+    this.ip(...addresses.filter(usable).map((address) => `address add ${address} dev lo`));
   }
 
   route(to: string, via: string): void {
     const family = via.includes(":") ? "-6" : "-4";
-    this.run("ip", [family, "route", "add", to, "via", via]);
+    if (usable(via)) this.run("ip", [family, "route", "add", to, "via", via]);
   }
 
   remove(): void {
@@ -224,7 +244,7 @@ export class Wire {
     );
     host.ip(
       `link set ${this.name} up`,
-      ...addresses.map((address) => {
+      ...addresses.filter(usable).map((address) => {
         // Without duplicate address detection, which takes a second.
         return `address add ${address} dev ${this.name}${address.includes(":") ? " nodad" : ""}`;
       }),
@@ -236,7 +256,10 @@ function home_ip(...commands: string[]): void {
   execFileSync("ip", ["-batch", "-"], { input: `${commands.join("\n")}\n` });
 }
 
+/** The kernel has IPv6: without it addresses, routes and rules of that family are left out. */
 export const haveIPv6 = (): boolean => existsSync("/proc/sys/net/ipv6");
+
+const usable = (address: string): boolean => haveIPv6() || !address.includes(":");
 
 /** Replaces a file of the system by one of our own, for everybody inside. */
 export function shadow(path: string, content: string): void {

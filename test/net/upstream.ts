@@ -4,7 +4,7 @@
  * and that remembers what it was asked.
  */
 import { connect, Listener, type Peer, PATIENCE_MS, text } from "./actors.ts";
-import type { Host } from "./sandbox.ts";
+import type { Place } from "./sandbox.ts";
 
 /** What a client has asked for. */
 export interface Request {
@@ -45,12 +45,12 @@ const REFUSED = 5;
 export class Upstream {
   readonly listener: Listener;
   readonly requests: Request[] = [];
-  readonly #host: Host;
+  readonly #host: Place;
   readonly #script: Script;
   readonly #fresh: Tunnel[] = [];
   readonly #waiting: ((tunnel: Tunnel) => void)[] = [];
 
-  constructor(host: Host, address: string, port: number, script: Script) {
+  constructor(host: Place, address: string, port: number, script: Script) {
     this.#host = host;
     this.#script = script;
     this.listener = new Listener(host, address, port, (peer) => {

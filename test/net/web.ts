@@ -5,7 +5,7 @@ import { strict as assert } from "node:assert";
 import { createServer, type Server } from "node:http";
 import { boundSocket, text } from "./actors.ts";
 import type { Process } from "./process.ts";
-import type { Host } from "./sandbox.ts";
+import type { Host, Place } from "./sandbox.ts";
 
 /** What the server saw of a request: the answer's body. */
 export interface Seen {
@@ -18,7 +18,7 @@ export interface Seen {
 }
 
 /** Answers with a Seen; /bytes/N with so many bytes, /slow/N so many milliseconds later. */
-export function webServer(host: Host, address: string, port: number): Server {
+export function webServer(host: Place, address: string, port: number): Server {
   const server = createServer({ keepAliveTimeout: 1_000 }, (request, response) => {
     const { socket, url = "", headers } = request;
     const [, verb, number] = url.split("/");
