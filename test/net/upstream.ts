@@ -35,6 +35,8 @@ export interface Script {
   trickle?: boolean;
   /** Connects to what was asked for, and relays. */
   dials?: boolean;
+  /** Told of each request. */
+  heard?: (request: Request) => void;
   /** Sends back what comes, and ends with it. With neither, tunnels are for accept(). */
   echoes?: boolean;
 }
@@ -91,6 +93,7 @@ export class Upstream {
     const request = await (script.protocol === "socks5" ? this.#socks5(peer) : this.#http(peer));
     if (request === null) return;
     this.requests.push(request);
+    script.heard?.(request);
     if (script.silentAt === "request") return;
     if (script.refuse !== undefined) {
       peer.finish(this.#reply(script.refuse));
