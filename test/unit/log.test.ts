@@ -4,7 +4,7 @@ import { execFileSync, spawn } from "node:child_process";
 import fs from "node:fs";
 import os from "node:os";
 import path from "node:path";
-import { test, type TestContext } from "node:test";
+import { describe, test, type TestContext } from "node:test";
 import fc from "fast-check";
 import type { LogFormat, LogLevel } from "../../src/config/config.ts";
 import { Log, type LogOptions } from "../../src/control/log.ts";
@@ -498,15 +498,6 @@ test("a file that cannot be opened at the start: said, and standard error takes 
   await log.close();
 });
 
-test("/dev/full: nothing ends, close() keeps its deadline", async () => {
-  const log = new Log({ topic: "t", level: "info", format: "plain", filename: "/dev/full" });
-  for (let n = 0; n < 1000; n++) log.info("m", { n });
-  const before = performance.now();
-  await log.close();
-  const ms = performance.now() - before;
-  assert.ok(ms > 1900 && ms < 2600, `${ms} ms`);
-});
-
 const CHILD = path.join(import.meta.dirname, "log-child.js");
 
 interface Ran {
@@ -544,40 +535,52 @@ function fifo(t: TestContext): [number, number] {
 
 const LINES = 60_000;
 
-test("a reader that does not read holds up neither the loop nor the exit: a pipe", async (t) => {
-  const [reader, writer] = fifo(t);
-  const { code, heldUpMs, closeMs } = await run(LINES, writer);
-  fs.closeSync(writer);
-  fs.closeSync(reader);
-  assert.equal(code, 0);
-  assert.ok(heldUpMs < 500, `held up for ${heldUpMs} ms`);
-  assert.ok(closeMs > 1900 && closeMs < 2900, `closed in ${closeMs} ms`);
-});
+// Each of these waits for a deadline of 2 s.
+describe("the real thing", { concurrency: true }, () => {
+  test("/dev/full: nothing ends, close() keeps its deadline", async () => {
+    const log = new Log({ topic: "t", level: "info", format: "plain", filename: "/dev/full" });
+    for (let n = 0; n < 1000; n++) log.info("m", { n });
+    const before = performance.now();
+    await log.close();
+    const ms = performance.now() - before;
+    assert.ok(ms > 1900 && ms < 2600, `${ms} ms`);
+  });
 
-test("a reader that does not read holds up neither the loop nor the exit: a socket", async () => {
-  const { code, heldUpMs, closeMs } = await run(LINES, "pipe");
-  assert.equal(code, 0);
-  assert.ok(heldUpMs < 500, `held up for ${heldUpMs} ms`);
-  assert.ok(closeMs > 1900 && closeMs < 2900, `closed in ${closeMs} ms`);
-});
+  test("a reader that does not read holds up neither the loop nor the exit: a pipe", async (t) => {
+    const [reader, writer] = fifo(t);
+    const { code, heldUpMs, closeMs } = await run(LINES, writer);
+    fs.closeSync(writer);
+    fs.closeSync(reader);
+    assert.equal(code, 0);
+    assert.ok(heldUpMs < 500, `held up for ${heldUpMs} ms`);
+    assert.ok(closeMs > 1900 && closeMs < 2900, `closed in ${closeMs} ms`);
+  });
 
-test("a reader that has gone does not end the process", async (t) => {
-  const [reader, writer] = fifo(t);
-  const running = run(1000, writer);
-  fs.closeSync(writer);
-  fs.closeSync(reader);
-  assert.equal((await running).code, 0);
-});
+  test("a reader that does not read holds up neither the loop nor the exit: a socket", async () => {
+    const { code, heldUpMs, closeMs } = await run(LINES, "pipe");
+    assert.equal(code, 0);
+    assert.ok(heldUpMs < 500, `held up for ${heldUpMs} ms`);
+    assert.ok(closeMs > 1900 && closeMs < 2900, `closed in ${closeMs} ms`);
+  });
 
-test("a reader that reads gets every line: a socket, and a file as standard error", async (t) => {
-  let text = "";
-  assert.equal((await run(20_000, "pipe", (more) => { text += more; })).code, 0);
-  while (!text.endsWith("i=19999\n")) await turn();
-  const name = path.join(directory(t), "err");
-  const file = fs.openSync(name, "w");
-  assert.equal((await run(20_000, file)).code, 0);
-  fs.closeSync(file);
-  for (const found of [text, fs.readFileSync(name, "utf8")]) {
-    assert.deepEqual(found.split("\n").flatMap((line) => / i=(\d+)$/.exec(line)?.[1] ?? []), Array.from({ length: 20_000 }, (_, i) => `${i}`));
-  }
+  test("a reader that has gone does not end the process", async (t) => {
+    const [reader, writer] = fifo(t);
+    const running = run(1000, writer);
+    fs.closeSync(writer);
+    fs.closeSync(reader);
+    assert.equal((await running).code, 0);
+  });
+
+  test("a reader that reads gets every line: a socket, and a file as standard error", async (t) => {
+    let text = "";
+    assert.equal((await run(20_000, "pipe", (more) => { text += more; })).code, 0);
+    while (!text.endsWith("i=19999\n")) await turn();
+    const name = path.join(directory(t), "err");
+    const file = fs.openSync(name, "w");
+    assert.equal((await run(20_000, file)).code, 0);
+    fs.closeSync(file);
+    for (const found of [text, fs.readFileSync(name, "utf8")]) {
+      assert.deepEqual(found.split("\n").flatMap((line) => / i=(\d+)$/.exec(line)?.[1] ?? []), Array.from({ length: 20_000 }, (_, i) => `${i}`));
+    }
+  });
 });
