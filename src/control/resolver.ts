@@ -105,49 +105,62 @@ export class Resolver {
   async #attempt(): Promise<void> {
     this.#cancelNext?.();
     this.#cancelNext = null;
-    const startedAt = this.#seams.now();
-    this.#startedAt = startedAt;
+    this.#startedAt = this.#seams.now();
     const records = this.#records();
-    let addresses: readonly SocketAddress[];
+    let texts: readonly string[];
     try {
-      addresses = await this.#ask();
+      texts = await this.#within(this.#lookup ?? this.#startLookup());
     } catch (error) {
-      this.#next(this.#failed((error as NodeJS.ErrnoException).code ?? String(error)));
+      this.#failed((error as NodeJS.ErrnoException).code ?? String(error));
       return;
     }
+    this.#answered(texts, records);
+  }
+
+  #startLookup(): Promise<readonly string[]> {
+    const lookup = this.#seams.lookup(this.#options.host);
+    this.#lookup = lookup;
+    lookup.then(
+      (texts) => {
+        this.#lookup = null;
+        // Too late for the attempt that asked, but an answer: with a dead server in resolv.conf
+        // every lookup may take longer than an attempt waits.
+        if (this.#running === null) this.#answered(texts, this.#records());
+      },
+      () => {
+        this.#lookup = null;
+      },
+    );
+    return lookup;
+  }
+
+  #answered(texts: readonly string[], records: Promise<readonly AddressRecord[]>): void {
     if (this.#closed) return;
-    this.#succeeded(addresses);
+    const addresses = new Map<string, SocketAddress>();
+    for (const text of texts) {
+      const address = socketAddress(text, this.#options.port);
+      if (address !== null && addresses.size < ADDRESSES_MAX) addresses.set(address.text, address);
+    }
+    if (addresses.size === 0) {
+      this.#failed("ENODATA");
+      return;
+    }
+    const found = Object.freeze([...addresses.values()]);
+    this.#succeeded(found);
     // The addresses are of use at once; nobody waits for how long they hold.
-    void records.then((found) => {
-      if (startedAt === this.#startedAt) this.#next(ttlOf(found, addresses));
+    const startedAt = this.#startedAt;
+    void records.then((answers) => {
+      if (startedAt === this.#startedAt) this.#next(ttlOf(answers, found));
     });
   }
 
   #next(ms: number): void {
     if (this.#closed) return;
+    this.#cancelNext?.();
     this.#cancelNext = this.#seams.after(ms, () => {
       this.#cancelNext = null;
       void this.#resolve();
     });
-  }
-
-  async #ask(): Promise<readonly SocketAddress[]> {
-    const { host, port } = this.#options;
-    if (this.#lookup === null) {
-      const lookup = this.#seams.lookup(host);
-      this.#lookup = lookup;
-      const ended = (): void => {
-        this.#lookup = null;
-      };
-      lookup.then(ended, ended);
-    }
-    const addresses = new Map<string, SocketAddress>();
-    for (const text of await this.#within(this.#lookup)) {
-      const address = socketAddress(text, port);
-      if (address !== null && addresses.size < ADDRESSES_MAX) addresses.set(address.text, address);
-    }
-    if (addresses.size === 0) throw Object.assign(new Error("no address"), { code: "ENODATA" });
-    return Object.freeze([...addresses.values()]);
   }
 
   /** Never rejects: where DNS does not answer, there are no records. */
@@ -188,23 +201,20 @@ export class Resolver {
     onChange(addresses);
   }
 
-  /** Answers when to try again. */
-  #failed(error: string): number {
+  #failed(error: string): void {
+    if (this.#closed) return;
     const { host, port, log } = this.#options;
-    if (this.#failures === 0 && !this.#closed) {
+    if (this.#failures === 0) {
       const known = this.#addresses.length > 0;
       log.warning(
         known
           ? "upstream name no longer resolves; its last addresses stay in use"
           : "upstream name does not resolve",
-        {
-          error,
-          upstream: endpointText(host, port),
-        },
+        { error, upstream: endpointText(host, port) },
       );
     }
     this.#failures++;
-    return Math.min(RETRY_MIN_MS * 2 ** Math.min(this.#failures - 1, 10), RETRY_MAX_MS);
+    this.#next(Math.min(RETRY_MIN_MS * 2 ** Math.min(this.#failures - 1, 10), RETRY_MAX_MS));
   }
 }
 
