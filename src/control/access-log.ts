@@ -12,6 +12,8 @@ import type { Field, Log } from "./log.ts";
 
 const DESTINATION = 28;
 
+const LOOP_TOLD_MS = 60_000;
+
 /** RFC 1928 section 6. */
 const SOCKS_REPLIES = [
   "succeeded",
@@ -38,6 +40,8 @@ export class AccessLog {
   /** Of this process: request ids of two runs do not meet. */
   readonly #run = randomBytes(6).toString("hex");
 
+  #loopToldMs = -Infinity;
+
   constructor(log: Log) {
     this.#log = log;
   }
@@ -60,12 +64,22 @@ export class AccessLog {
     });
     const error = errorText(reason, record);
     if (error !== null) fields["error"] = error;
+    if (reason === "loop" && !this.#isFirst(record.wallMs)) {
+      return this.#log.debug("proxy ends", fields, record.wallMs);
+    }
     if (level === "info") return this.#log.info("proxy ends", fields, record.wallMs);
     const remedy = REMEDIES[reason];
     if (remedy !== undefined) fields["remedy"] = remedy;
     const message =
       blame === "upstream" ? "failed to connect to proxy server" : "connection refused";
     this.#log[level](message, fields, record.wallMs, reason);
+  }
+
+  /** A loop is one mistake with thousands of connections: it is told once a minute. */
+  #isFirst(wallMs: number): boolean {
+    if (wallMs < this.#loopToldMs + LOOP_TOLD_MS) return false;
+    this.#loopToldMs = wallMs;
+    return true;
   }
 
   #requestId(record: JournalRecord, worker: number): string {

@@ -313,6 +313,8 @@ export class Fleet {
     let closed = 0;
     for (const fd of this.#ledger.ownedBy(owner)) {
       this.#ledger.disown(fd);
+      // What was lost must not look complete: a reset, not FIN. Pipes do not mind.
+      sys.setLinger(fd, true, 0);
       sys.close(fd);
       closed++;
     }

@@ -1,23 +1,30 @@
 /**
  * Notices that a connection of our own was redirected back to us, before it eats every fd.
  *
- * A redirect keeps the source port (nearly always) and tells the original destination. So an
- * accepted connection is our own if one of our sockets has its port and leads where it wanted to
- * go. Our sockets' ports stand in a table that all workers share. To learn a port costs a system
- * call for each dial; so while nothing is suspicious the table is kept only when every
- * destination may be our own dial (direct). A client that wants to go to the upstream's own
- * address is suspicious: then the table is kept for a while, and the loop's next round is caught.
+ * With an upstream: a connection from this host to the upstream's own address is either a program
+ * that uses that proxy by itself, or a dial of ours that came back. In a loop every dial comes
+ * back, so no handshake with the upstream is ever completed: when several such connections came
+ * and none was completed since, it is a loop. One a second is let through, to find its end.
+ *
+ * Without an upstream (direct) any destination may be our own dial. A redirect tells the original
+ * destination and keeps the source port, unless another connection through the same redirect had
+ * it in the last two minutes. So an accepted connection is our own if a socket of ours has its
+ * port and leads where it wanted to go; a port that was changed is one more turn of the loop.
+ *
+ * What is noted stands in memory that all workers share.
  */
 import { SOCKADDR_SIZE } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { addressOf, portOf } from "../policy/own.ts";
 
 const PORTS = 65536;
-/** Behind the ports one word: the second (monotonic) until which dials are noted. */
-const WATCH_UNTIL = PORTS;
-const WATCH_SECONDS = 60;
+/** Behind the ports: connections from here to the upstream since it has last answered any. */
+const UNANSWERED = PORTS;
+/** And the second (monotonic) in which one was let through. */
+const TRIED_SECOND = PORTS + 1;
+const UNANSWERED_MAX = 6;
 
-export const LOOPS_BYTES = (PORTS + 1) * 4;
+export const LOOPS_BYTES = (PORTS + 2) * 4;
 
 export class Loops {
   readonly #table: Int32Array;
@@ -32,13 +39,17 @@ export class Loops {
     this.#name = sys.memory(SOCKADDR_SIZE);
   }
 
-  watching(nowMs: number): boolean {
-    return Atomics.load(this.#table, WATCH_UNTIL) * 1000 > nowMs;
+  /** A connection from this host to the upstream's own address: is it our own dial, come back? */
+  comesBack(nowMs: number): boolean {
+    if (Atomics.add(this.#table, UNANSWERED, 1) < UNANSWERED_MAX) return false;
+    Atomics.store(this.#table, UNANSWERED, UNANSWERED_MAX); // Counting on would overflow one day.
+    const second = Math.floor(nowMs / 1000) | 0;
+    return Atomics.exchange(this.#table, TRIED_SECOND, second) === second;
   }
 
-  /** From now on, and for a minute, every dial of every worker is noted. */
-  watch(nowMs: number): void {
-    Atomics.store(this.#table, WATCH_UNTIL, Math.ceil(nowMs / 1000) + WATCH_SECONDS);
+  /** A handshake with the upstream is complete: dials do reach it. */
+  answered(): void {
+    if (this.#table[UNANSWERED] !== 0) Atomics.store(this.#table, UNANSWERED, 0);
   }
 
   /** Notes where our socket leads. Answers its port, for forget(), or 0. */

@@ -196,7 +196,7 @@ export class Session implements Task, Waiter {
   // ---- front: where did the client want to go?
 
   #learnDestination(): Ending | null {
-    const { sys, rows, own, loops } = this.#engine;
+    const { sys, rows, own, loops, nowMs } = this.#engine;
     const client = this.row + CLIENT;
     const destination = this.row + DESTINATION;
     const result =
@@ -211,10 +211,10 @@ export class Session implements Task, Waiter {
     }
     if (bytes[destination] === AF_INET6 && isMapped(bytes, destination)) unmap(bytes, destination);
     if (own.isListener(bytes, destination)) return ending("own-address");
-    if (loops.leads(bytes, client, bytes, destination) && own.isLocal(bytes, client)) {
-      return ending("loop");
-    }
-    return null;
+    const suspicious = this.#upstream.isItself(bytes, destination)
+      ? own.isLocal(bytes, client) && loops.comesBack(nowMs)
+      : loops.leads(bytes, client, bytes, destination) && own.isLocal(bytes, client);
+    return suspicious ? ending("loop") : null;
   }
 
   /** SO_ORIGINAL_DST by the family of the connection, not of the listener: it may be dual-stack. */
@@ -228,7 +228,7 @@ export class Session implements Task, Waiter {
   // ---- dial: one address of the upstream after the other, or the destination itself
 
   #dial(): void {
-    const { sys, rows, ledger, owner, loops, nowMs } = this.#engine;
+    const { sys, rows, ledger, owner, loops } = this.#engine;
     const upstream = this.#upstream;
     const direct = upstream.kind === "direct";
     if (!direct && upstream.addresses.length === 0) return this.#end(ending("no-address"));
@@ -252,10 +252,7 @@ export class Session implements Task, Waiter {
     result = sys.connect(fd, memory, at, length);
     if (result < 0 && result !== -EINPROGRESS) return this.#attemptFailed(-result);
 
-    const destination = this.row + DESTINATION;
-    if (direct || loops.watching(nowMs)) {
-      this.#notedPort = loops.note(fd, memory.bytes, at);
-    } else if (upstream.isItself(rows.bytes, destination)) loops.watch(nowMs);
+    if (direct) this.#notedPort = loops.note(fd, rows.bytes, at);
     // A connection over loopback stands already, although connect() says EINPROGRESS.
     this.#greet();
   }
@@ -467,7 +464,7 @@ export class Session implements Task, Waiter {
   // ---- relay
 
   #startRelay(): void {
-    const { nowMs, settings } = this.#engine;
+    const { nowMs, settings, loops } = this.#engine;
     this.#handshake = null;
     if (this.#input !== null) {
       this.#engine.buffers.give(this.#input);
@@ -475,6 +472,7 @@ export class Session implements Task, Waiter {
     }
     this.#inputEnd = 0;
     this.#enter(RELAY);
+    if (this.#upstream.kind !== "direct") loops.answered();
     this.#activeMs = nowMs;
     this.#wait(Math.min(nowMs + this.#settings.idleMs, this.#startedMs + TUNE_AFTER_MS));
     if (settings.journalAll) this.#journal(STARTED, FINISHED);

@@ -130,3 +130,16 @@ test("our own port is recognised by port and destination, and forgotten with its
   assert.equal(two.leads(client, 0, destination, 0), false);
   sys.close(fd);
 });
+
+test("connections to the upstream itself are a loop once several came and none was answered", () => {
+  const loops = new Loops(new SharedArrayBuffer(LOOPS_BYTES), sys, 1);
+  const refused = (count: number, nowMs: number) =>
+    Array.from({ length: count }, () => loops.comesBack(nowMs)).filter(Boolean).length;
+  assert.equal(refused(6, 5000), 0, "a program may use the proxy by itself");
+  loops.answered();
+  assert.equal(refused(6, 5000), 0);
+  assert.equal(refused(100, 5100), 99, "one a second is let through");
+  assert.equal(refused(100, 6100), 99);
+  loops.answered();
+  assert.equal(refused(6, 6200), 0);
+});
