@@ -38,6 +38,7 @@ enum {
   PERIOD = 1000003,        /* The pattern's length: a prime, so that no shift by a page fits. */
   EVENTS = 256,
   OPENING = 256,           /* Connections that are being opened at a time. */
+  PATIENCE_MS = 3000,
 };
 
 struct wish {
@@ -479,20 +480,25 @@ static void handle(struct connection *c, uint32_t events) {
   }
 }
 
-static void turn(void) {
+/* False: nothing happened for so long. */
+static bool turn(int timeoutMs) {
   struct epoll_event events[EVENTS];
-  int count = epoll_wait(epollFd, events, EVENTS, -1);
+  int count = epoll_wait(epollFd, events, EVENTS, timeoutMs);
   for (int i = 0; i < count; i++) handle(events[i].data.ptr, events[i].events);
+  return count > 0;
 }
 
-/* Opens the connections of pp and idle, some at a time, each with its first ping. */
+/* Opens the connections of pp and idle, some at a time, each with its first ping. A relay that is
+ * full leaves the rest waiting: they are given up when nothing has moved for a while. */
 static void standAll(void) {
   stands = calloc((size_t)wanted.connections, sizeof *stands);
-  for (int opened = 0; standing + (int)failed < wanted.connections; turn())
+  int opened = 0;
+  do {
     while (opened < wanted.connections && opened - standing - (int)failed < OPENING) {
       start();
       opened++;
     }
+  } while (standing + (int)failed < wanted.connections && turn(PATIENCE_MS));
 }
 
 static void waitForLine(void) {
@@ -519,7 +525,7 @@ static _Noreturn void client(void) {
       sendAll(stands[i], pattern, MESSAGE);
     }
   }
-  while (pings ? standing < count - lost : live > 0) turn();
+  while (pings ? standing < count - lost : live > 0) turn(-1);
   double seconds = (double)(nowNs() - begin) / 1e9;
   printf("{\"done\":%llu,\"failed\":%llu,\"bytes\":%llu,\"seconds\":%.6f,\"perSecond\":%.1f,"
          "\"gbps\":%.3f,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"firstByteP50\":%.1f}\n",

@@ -186,9 +186,12 @@ class Load {
 
   static async ready(subject: Subject, role: string, args: readonly string[]): Promise<Load> {
     const one = new Load(subject, role, args);
-    await one.#line(); // {"ready":true}
+    one.standing = (JSON.parse(await one.#line()) as { standing: number }).standing;
     return one;
   }
+
+  /** Connections that stand before the word is given; a relay may not have taken them all. */
+  standing = 0;
 
   private constructor(subject: Subject, role: string, args: readonly string[]) {
     this.#child = spawn(`${BIN}load`, [role, "-a", subject.address, "-P", "80", ...args], {
@@ -282,15 +285,16 @@ async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): P
     await sleep(300);
     const withFew = readUsage(fresh.pid);
     const second = await Load.ready(fresh, "idle", ["-c", `${many - few}`]);
+    const tunnels = first.standing + second.standing;
     await sleep(300);
     const withMany = readUsage(fresh.pid);
     await Promise.all([first.end(), second.end()]);
     const grown = (to: typeof base) => to.privateBytes - base.privateBytes;
     return {
-      bytesFew: grown(withFew) / few,
-      bytesMany: grown(withMany) / many,
-      fds: (withMany.fds - base.fds) / many,
-      tunnels: many,
+      bytesFew: grown(withFew) / first.standing,
+      bytesMany: grown(withMany) / tunnels,
+      fds: (withMany.fds - base.fds) / tunnels,
+      tunnels,
       baseMiB: base.privateBytes / 2 ** 20,
     };
   });

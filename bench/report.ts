@@ -33,6 +33,8 @@ function ratio(a: Numbers[] | undefined, b: Numbers[] | undefined, key: string):
   return { median: median(ratios), least: Math.min(...ratios), most: Math.max(...ratios) };
 }
 
+const percent = (share: number): string => `${(share * 100).toFixed(1)} %`;
+
 const fixed = (value: number, digits: number): string =>
   Number.isNaN(value) ? "-" : value.toFixed(digits);
 
@@ -133,6 +135,8 @@ export interface Run {
   readonly results: Results;
   readonly reps: number;
   readonly seconds: number;
+  /** The share of the machine that others had, for each measurement. */
+  readonly others: readonly number[];
   readonly node: string;
   readonly command: string;
 }
@@ -144,7 +148,7 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
     "",
     "Written by `make bench`; see `bench/run.ts` for how it is measured. Medians of " +
       `${run.reps} repetitions of ${run.seconds} s each; in brackets the ratio to the limit, ` +
-      "paired by repetition: median, least-most. CPU is the relay's own process, all its threads. " +
+      "paired by repetition: median, least-most. CPU is that of the relay's process, all threads. " +
       "The limit is `bench/limit.c`: the same algorithm in C with nothing around it.",
     "",
     ...machine(run).map(([key, value]) => `- ${key}: ${value}`),
@@ -163,6 +167,8 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
   const width = Math.max(...aims.map((aim) => aim.what.length));
   const lines = aims.filter((aim) => aim.met !== null)
     .map((aim) => `  ${aim.what.padEnd(width)}  ${aim.found}  ${verdict(aim.met)}`);
+  lines.push(`  (others had ${percent(median(run.others))} of the machine, ` +
+    `${percent(Math.max(...run.others))} at worst)`);
   return { markdown, targets: lines.join("\n") };
 }
 
@@ -196,6 +202,8 @@ function machine(run: Run): [string, string][] {
       `${Math.round(totalmem() / 2 ** 30)} GiB`],
     ["kernel", `Linux ${said("uname", "-r")} ${said("uname", "-m")}`],
     ["versions", versions.join("; ")],
+    ["load of others", `${percent(median(run.others))} of the machine in the median measurement, ` +
+      `${percent(Math.max(...run.others))} in the worst`],
     ["commit", commit],
     ["command", `\`${run.command}\``],
   ];

@@ -5,6 +5,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, openSync, closeSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
+import { cpus } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
 
@@ -159,6 +160,41 @@ export interface CpuReading {
   readonly threads: ReadonlyMap<string, number>;
   /** The same of whole processes with the threads that have ended, to a tick. */
   readonly processes: ReadonlyMap<number, number>;
+}
+
+/** A reading of the whole machine's clock beside ours. */
+export interface MachineReading {
+  readonly atNs: bigint;
+  /** CPU time that anyone has had, and that a hypervisor has taken. */
+  readonly busyNs: number;
+  /** What this process and all its descendants have had of it, those that ended included. */
+  readonly oursNs: number;
+}
+
+export function readMachine(): MachineReading {
+  const line = readFileSync("/proc/stat", "utf8").split("\n", 1)[0]!;
+  const ticks = line.split(/\s+/).slice(1).map(Number);
+  const [user, nice, system, , , irq, softirq, steal] = ticks as [number, ...number[]];
+  let ours = 0;
+  for (const pid of processTree(process.pid)) {
+    try {
+      const fields = statFields(pid).slice(11, 15).map(Number); // utime stime cutime cstime
+      ours += fields.reduce((sum, one) => sum + one, 0);
+    } catch {
+      // It ended meanwhile, and is in its parent's account now.
+    }
+  }
+  return {
+    atNs: process.hrtime.bigint(),
+    busyNs: (user + nice! + system! + irq! + softirq! + steal!) * TICK_NS,
+    oursNs: ours * TICK_NS,
+  };
+}
+
+/** The share of the machine that others had between two readings: 0 to 1. */
+export function othersBetween(before: MachineReading, after: MachineReading): number {
+  const others = after.busyNs - before.busyNs - (after.oursNs - before.oursNs);
+  return Math.max(0, others / (Number(after.atNs - before.atNs) * cpus().length));
 }
 
 const TICK_NS = 1e7; // USER_HZ is 100 on every architecture of Linux that Node runs on.
