@@ -16,6 +16,8 @@ export interface Pipe {
 
 /** A pipe below this size moves bytes slower than a copy does; the kernel's own default. */
 const PIPE_BYTES_MIN = 65536;
+/** A burst needs many; afterwards so many are kept, and the other fds are given back. */
+const SPARE_MAX = 16;
 
 export class Pipes {
   readonly #sys: Syscalls;
@@ -59,7 +61,8 @@ export class Pipes {
 
   /** Back into the pool. The caller has emptied it. */
   give(pipe: Pipe): void {
-    this.#spare.push(pipe);
+    if (this.#spare.length < SPARE_MAX) this.#spare.push(pipe);
+    else this.kill(pipe);
   }
 
   /** For a pipe with bytes in it, which must not meet another tunnel. */

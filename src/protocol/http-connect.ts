@@ -23,6 +23,8 @@ const STATUS_AT = 9;
 
 const SWITCHING_PROTOCOLS = 101;
 const PROXY_AUTHENTICATION_REQUIRED = 407;
+/** What tinyproxy says to a wrong password; to CONNECT it can mean nothing else. */
+const UNAUTHORIZED = 401;
 
 const READ: Step = Object.freeze({ do: "read" });
 
@@ -152,7 +154,7 @@ function fits(byte: number, place: number): boolean {
 /** Null: an interim answer or a success, whose header is still to be read. */
 function judge(status: number): Step | null {
   if (status >= 100 && status < 300 && status !== SWITCHING_PROTOCOLS) return null;
-  const refused = status === PROXY_AUTHENTICATION_REQUIRED;
+  const refused = status === PROXY_AUTHENTICATION_REQUIRED || status === UNAUTHORIZED;
   return { do: "fail", failure: refused ? { code: "auth-refused" } : { code: "status", status } };
 }
 
