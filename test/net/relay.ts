@@ -2,7 +2,7 @@
  * The program under test: its configuration file, its process, its log.
  */
 import { strict as assert } from "node:assert";
-import { readFileSync, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { eventually } from "./actors.ts";
 import { describe, type Exit, type Process } from "./process.ts";
@@ -143,6 +143,38 @@ export class Relay {
 }
 
 export const isReloaded = (entry: Entry): boolean => entry.message === "the configuration is taken on";
+
+/** Asks workers for what they would not do by themselves: see fault.ts. */
+export class Faults {
+  readonly #requests = `${PRIVATE}/faults`;
+  /** How a program is to be started that will be asked. */
+  readonly start: StartOptions;
+
+  constructor(nodeFlags: readonly string[] = []) {
+    rmSync(this.#requests, { recursive: true, force: true });
+    mkdirSync(this.#requests);
+    const module = fileURLToPath(new URL("./fault.js", import.meta.url));
+    const env = { NODE_OPTIONS: `--import=${module}`, FAULT_REQUESTS: this.#requests };
+    this.start = { env, nodeFlags };
+  }
+
+  /** A worker sees it when it is woken, by a connection for example. */
+  request(fault: "throw" | "hang" | "heap"): void {
+    writeFileSync(`${this.#requests}/${fault}`, "");
+  }
+
+  /** Requests that nobody has taken yet, and answers. */
+  files(): string[] {
+    return readdirSync(this.#requests);
+  }
+
+  /** Reads an answer away. */
+  take(file: string): string {
+    const content = readFileSync(`${this.#requests}/${file}`, "utf8");
+    rmSync(`${this.#requests}/${file}`);
+    return content;
+  }
+}
 
 export function entriesOf(text: string): Entry[] {
   return text.split("\n").flatMap((line) => {
