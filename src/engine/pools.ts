@@ -17,7 +17,7 @@ export interface Pipe {
 /** A pipe below this size moves bytes slower than a copy does; the kernel's own default. */
 const PIPE_BYTES_MIN = 65536;
 /** A burst needs many; afterwards so many are kept, and the other fds are given back. */
-const SPARE_MAX = 16;
+const SPARE_MAX = 32;
 
 export class Pipes {
   readonly #sys: Syscalls;

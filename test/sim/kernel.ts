@@ -122,8 +122,18 @@ export class SimulatedKernel implements Syscalls {
   #unleashed = false;
   #pipes = 0;
   #idleCalls = 0;
-  /** System calls so far, for statistics. */
-  calls = 0;
+  readonly #pipesOpen = new Set<Pipe>();
+  readonly #readsThisTurn = new Map<number, number>();
+  readonly #splicesThisTurn = new Map<number, number>();
+  /** epoll_waits that really waited. */
+  sleeps = 0;
+  /** Pipes that were open at once. */
+  pipesMost = 0;
+  /** Transfers through a pipe below the usual size, slower than a copy. */
+  narrowSplices = 0;
+  /** How often bytes were taken from one fd between two epoll_waits, at most: recv and splice. */
+  readsPerTurnMost = 0;
+  splicesPerTurnMost = 0;
   /** The names of the calls that were refused, for the report of a failure. */
   readonly refused: string[] = [];
 
@@ -148,9 +158,8 @@ export class SimulatedKernel implements Syscalls {
     this.#unleashed = true;
   }
 
-  /** The end that an fd stands for: for tests that want to know the truth. */
-  tcpOf(fd: number): Tcp {
-    return this.#socket(fd).tcp;
+  get pipesWithBytes(): number {
+    return [...this.#pipesOpen].filter((pipe) => pipe.slots.length > 0).length;
   }
 
   /** Lets time pass while no system call is made. */
@@ -161,7 +170,6 @@ export class SimulatedKernel implements Syscalls {
   // The fd table.
 
   #enter(): void {
-    this.calls++;
     if (++this.#idleCalls > IDLE_CALLS_MAX) fail(`${IDLE_CALLS_MAX} calls without any effect`);
     const off = this.random.chance(this.options.preemptionChance);
     this.pass(off ? this.random.size(10, 5000) : this.random.next());
@@ -221,10 +229,10 @@ export class SimulatedKernel implements Syscalls {
         file.tcp.close(file.abort);
         break;
       case "read end":
-        file.pipe.readers--;
+        if (--file.pipe.readers + file.pipe.writers === 0) this.#pipesOpen.delete(file.pipe);
         break;
       case "write end":
-        file.pipe.writers--;
+        if (--file.pipe.writers + file.pipe.readers === 0) this.#pipesOpen.delete(file.pipe);
         break;
       case "epoll":
         for (const watch of file.byFd.values()) remove(watch.file.watches, watch);
@@ -401,7 +409,9 @@ export class SimulatedKernel implements Syscalls {
     if (!discard && this.#delayed(tcp)) return -EAGAIN;
     const peek = (flags & MSG_PEEK) !== 0;
     const got = tcp.receive(discard ? null : into.bytes, at, length, peek);
-    return got > 0 && !peek ? this.#effect(got) : got;
+    if (got <= 0 || peek) return got;
+    this.readsPerTurnMost = Math.max(this.readsPerTurnMost, countOne(this.#readsThisTurn, fd));
+    return this.#effect(got);
   }
 
   /** The bytes that are there come only now, so to say; and their event behind this call. */
@@ -476,6 +486,8 @@ export class SimulatedKernel implements Syscalls {
     const wide = this.#pipes++ < this.options.widePipes;
     const pages = wide ? PIPE_PAGES : NARROW_PIPE_PAGES;
     const pipe: Pipe = { slots: [], pages, wide, readers: 1, writers: 1 };
+    this.#pipesOpen.add(pipe);
+    this.pipesMost = Math.max(this.pipesMost, this.#pipesOpen.size);
     this.#files[readEnd] = { kind: "read end", pipe, watches: [] };
     this.#files[writeEnd] = { kind: "write end", pipe, watches: [] };
     into.view.setInt32(at, readEnd, true);
@@ -500,7 +512,11 @@ export class SimulatedKernel implements Syscalls {
     if (length <= 0) fail("splice() of nothing answers 0, like an end");
     const [source, target] = [this.#file(from), this.#file(to)];
     if (source.kind === "socket" && target.kind === "write end") {
-      return this.#fill(source.tcp, target.pipe, length);
+      const moved = this.#fill(source.tcp, target.pipe, length);
+      if (moved <= 0) return moved;
+      const times = countOne(this.#splicesThisTurn, from);
+      this.splicesPerTurnMost = Math.max(this.splicesPerTurnMost, times);
+      return this.#effect(moved);
     }
     if (source.kind === "read end" && target.kind === "socket") {
       return this.#drain(source.pipe, target.tcp, length);
@@ -513,8 +529,8 @@ export class SimulatedKernel implements Syscalls {
     // The pipe is looked at first: a full one hides even the end of the stream.
     const slots = pipe.pages - pipe.slots.length;
     if (slots <= 0 || this.#delayed(tcp)) return -EAGAIN;
-    const moved = tcp.spliceTo((bytes) => pipe.slots.push(bytes), length, slots);
-    return moved > 0 ? this.#effect(moved) : moved;
+    if (pipe.pages < PIPE_PAGES) this.narrowSplices++;
+    return tcp.spliceTo((bytes) => pipe.slots.push(bytes), length, slots);
   }
 
   #drain(pipe: Pipe, tcp: Tcp, length: number): Result {
@@ -578,10 +594,13 @@ export class SimulatedKernel implements Syscalls {
     if (max <= 0 || max * EPOLL_EVENT_SIZE > events.bytes.length) return fail("no room for events");
     const deadlineUs = timeoutMs < 0 ? Infinity : this.network.nowUs + timeoutMs * 1000;
     this.#invent(epoll);
+    this.#readsThisTurn.clear();
+    this.#splicesThisTurn.clear();
     for (;;) {
       const count = this.#report(epoll, events, max);
       if (count > 0 || timeoutMs === 0) return count;
       this.#effect(0); // It sleeps: whatever it does, it does not eat the CPU.
+      this.sleeps++;
       if (this.random.chance(this.options.interruptChance)) {
         this.network.advance(Math.min(deadlineUs, this.network.nowUs + 50));
         return -EINTR;
@@ -684,6 +703,12 @@ export class SimulatedKernel implements Syscalls {
   setrlimit(_resource: number, _soft: number, _hard: number): Result {
     return -EPERM;
   }
+}
+
+function countOne(counts: Map<number, number>, of: number): number {
+  const count = (counts.get(of) ?? 0) + 1;
+  counts.set(of, count);
+  return count;
 }
 
 function fail(message: string): never {

@@ -12,6 +12,8 @@ import type { Address, Network, Tcp } from "./tcp.ts";
 export interface Script {
   /** How much it has to say. */
   readonly bytes: number;
+  /** It says nothing, nor FIN, before it has had so much of the other. */
+  readonly waitsFor: number;
   readonly chunkMax: number;
   /** Between two sends, at most. */
   readonly pauseUs: number;
@@ -47,15 +49,17 @@ export function drawScript(random: Random, bytes: number, expected: number): Scr
   const readPauseUs = slow ? random.size(100, 100_000) : random.pick([0, 100, 2000]);
   const readsMax = 10e6 / Math.max(1, readPauseUs);
   const ending = random.pick([
-    "finish", "finish", "finish", "answer", "answer", "answer", "reset", "reset", "close", "hold",
+    "finish", "finish", "finish", "finish", "finish", "answer", "answer", "answer", "answer",
+    "answer", "reset", "reset", "reset", "close", "close", "hold",
   ] as const);
   return {
     bytes,
+    waitsFor: 0,
     chunkMax: random.size(1 + (bytes >> 8), 70_000),
     pauseUs: random.pick([0, 0, 300, 5000, slow ? 200_000 : 1000]),
     readMax: random.size(Math.ceil(1 + expected / readsMax), 100_000),
     readPauseUs,
-    stall: random.chance(0.1)
+    stall: random.chance(0.07)
       ? { afterBytes: random.size(1, 50_000), us: random.chance(0.5) ? 5e6 : Infinity } : null,
     urgent: random.chance(0.1),
     ending,
@@ -66,6 +70,9 @@ export function drawScript(random: Random, bytes: number, expected: number): Scr
     finFirst: random.chance(0.5),
   };
 }
+
+/** Between two calls of one actor; nobody keeps anything in it. */
+const BUFFER = new Uint8Array(100_000);
 
 export class WrongByte extends Error {
   readonly finder: Application;
@@ -83,7 +90,6 @@ export class Application {
   readonly #random: Random;
   readonly #sends: number;
   readonly #expects: number;
-  readonly #buffer = new Uint8Array(100_000);
   /** Said before the stream: the last words of a proxy. */
   #preface: Uint8Array;
   #readSoon = false;
@@ -147,16 +153,17 @@ export class Application {
       else this.#wake();
       return;
     }
-    const length = this.#random.between(1, Math.min(readMax, this.#buffer.length));
-    const got = this.tcp.receive(this.#buffer, 0, length, false);
+    const length = this.#random.between(1, Math.min(readMax, BUFFER.length));
+    const got = this.tcp.receive(BUFFER, 0, length, false);
     if (got > 0) {
-      const wrong = firstWrong(this.#expects, this.received, this.#buffer, 0, got);
+      const wrong = firstWrong(this.#expects, this.received, BUFFER, 0, got);
       if (wrong >= 0) throw new WrongByte(this, this.received + wrong);
       this.received += got;
       this.#maybeLeave();
       if (this.over) return;
       this.#readSoon = true;
       this.#network.after(1 + this.#random.between(0, readPauseUs), () => this.#read());
+      this.#wake(); // What it has waited for may be there.
     } else if (got === 0 && !this.#writeFailed) {
       this.sawEnd = true;
       this.#maybeEnd();
@@ -170,11 +177,12 @@ export class Application {
     this.#writeSoon = false;
     if (this.over || this.tcp.hasFinished || this.tcp.state === "connecting") return;
     if (this.#preface.length > 0) return this.#writePreface();
-    const { bytes, chunkMax, pauseUs, urgent } = this.script;
+    const { bytes, waitsFor, chunkMax, pauseUs, urgent } = this.script;
+    if (this.received < waitsFor && !this.sawEnd) return;
     if (this.sent < bytes) {
       const length = Math.min(this.#random.between(1, chunkMax), bytes - this.sent, 100_000);
-      fillStream(this.#sends, this.sent, this.#buffer, 0, length);
-      const sent = this.tcp.send(this.#buffer, 0, length, urgent && this.#random.chance(0.3));
+      fillStream(this.#sends, this.sent, BUFFER, 0, length);
+      const sent = this.tcp.send(BUFFER, 0, length, urgent && this.#random.chance(0.3));
       if (sent === -EAGAIN) return;
       if (sent < 0) return this.#failWriting();
       this.sent += sent;

@@ -22,6 +22,9 @@ import { type Address, type Route, Tcp } from "./tcp.ts";
 /** What the engine said of one tunnel, when it was over. */
 export interface Record {
   readonly reason: string;
+  /** In virtual time. */
+  readonly beganMs: number;
+  readonly endedMs: number;
   readonly bytesUp: number;
   readonly bytesDown: number;
 }
@@ -29,6 +32,7 @@ export interface Record {
 interface Tunnel {
   readonly kind: "redirected" | "not redirected" | "to the listener";
   readonly destination: Address;
+  readonly name: string;
   readonly clientScript: Script;
   readonly serverScript: Script;
   readonly stream: number;
@@ -44,9 +48,12 @@ const LISTENER_PORT = 1081;
 /** The slowest reader takes ten seconds for what stands in front of a reset. */
 const RESET_US_MAX = 20e6;
 
+/** Events come late, the thread is off the CPU, the clock is read once a turn. */
+const LATE_MS = 300;
+
 /** Endings of tunnels whose client and server never met, though each was there for a while. */
 const NEVER_RELAYED: readonly string[] = [
-  "client-left", "dial-failed", "upstream-closed", "handshake-timeout", "resources",
+  "client-left", "dial-failed", "dial-timeout", "upstream-closed", "handshake-timeout", "resources",
 ];
 
 export class World {
@@ -65,7 +72,7 @@ export class World {
   readonly #proxyFailureChance: number;
   /** A connection may come to nothing though its own peers do all they should. */
   readonly #mayFail: boolean;
-  /** Not even a buffer is certain: the bytes behind a handshake may have no place. */
+  /** Not even a buffer is certain. */
   readonly #scarce: boolean;
   readonly #upstreamFates = new Map<string, Fate>();
   #started = 0;
@@ -75,7 +82,6 @@ export class World {
     const random = new Random(seed ^ 0x5eed);
     this.#random = random;
     const calm = random.chance(0.5);
-    this.kernel = new SimulatedKernel(drawKernel(random, seed, calm));
     const tunnels = random.size(1, 24);
     this.#scarce = !calm && random.chance(0.5);
     this.limits = drawLimits(random, this.#scarce);
@@ -83,6 +89,9 @@ export class World {
     this.cutMs = !calm && random.chance(0.1) ? random.size(1, 3000) : Infinity;
     const whenFull = calm ? "wait" : random.pick(["wait", "reset"] as const);
     this.tunnelsMax = random.chance(0.5) ? this.limits.tunnels : random.between(1, tunnels);
+    // Listener, epoll, eventfd, and exactly what so many tunnels need; or some more.
+    const fdsMax = calm ? 1000 : 6 + random.pick([2 * this.tunnelsMax, 20, 60, 1000]);
+    this.kernel = new SimulatedKernel({ ...drawKernel(random, seed, calm), fdsMax });
 
     this.listenerFamily = random.pick([AF_INET, AF_INET6]);
     this.listener = {
@@ -160,6 +169,13 @@ export class World {
   }
 
   judge(): void {
+    const { kernel, limits } = this;
+    // A turn pumps a flow once, and once more when an end is found dead; and a handshake reads.
+    const { readsPerTurnMost: reads, splicesPerTurnMost: splices } = kernel;
+    assert(reads <= 2 * limits.readsPerTurn + 20, `${reads} reads in one turn`);
+    assert(splices <= 2 * limits.splicesPerTurn, `${splices} splices in one turn`);
+    assert(kernel.pipesMost <= limits.pipes, `${kernel.pipesMost} pipes at once`);
+    assert.equal(kernel.narrowSplices, 0, "bytes went through a narrow pipe");
     for (const tunnel of this.#tunnels) {
       try {
         this.#judge(tunnel);
@@ -174,6 +190,7 @@ export class World {
   #judge(tunnel: Tunnel): void {
     const { client, server, record, kind } = tunnel;
     assert(client !== null);
+    if (record !== null) this.#judgeTime(client, record);
     if (server === null || !server.granted) {
       assert.equal(client.received, 0, "bytes came although nobody sent any");
       assert(!client.sawEnd, "a client that could not be connected saw an end, not a reset");
@@ -199,7 +216,9 @@ export class World {
     // Left alone, it comes to an end before any deadline: someone speaks the first FIN.
     const scripts = [client.script, server.script];
     const ends = scripts.every(isPatient) && scripts.some(({ ending }) => ending !== "answer");
-    const cut = this.cutMs !== Infinity || (this.#scarce && client.received === 0);
+    // For want of a buffer the bytes behind a handshake may have had no place.
+    const homeless = this.#scarce && record.reason === "resources" && client.received === 0;
+    const cut = this.cutMs !== Infinity || homeless;
     const hasReset = client.tcp.hasReset || server.tcp.hasReset;
     if (ends && !cut && !hasReset) {
       // A client that ends without a word may have ended before the upstream was there.
@@ -216,6 +235,21 @@ export class World {
     if (record.reason === "finished") {
       assert(record.bytesUp <= client.sent && record.bytesDown <= server.sent, "counted too much");
     }
+  }
+
+  /** Attempts are given up in time, and when the client has gone. */
+  #judgeTime(client: Application, { reason, beganMs, endedMs }: Record): void {
+    const { dialMs, handshakeMs } = this.settings;
+    const took = endedMs - beganMs;
+    if (reason === "dial-failed" || reason === "dial-timeout") {
+      assert(took < dialMs + LATE_MS, `${reason} after ${took} ms`);
+    } else if (reason === "handshake-timeout") {
+      assert(took < dialMs + handshakeMs + LATE_MS, `${reason} after ${took} ms`);
+    }
+    const relay = client.tcp.peer;
+    if (relay === null || !relay.wasReset || !NEVER_RELAYED.includes(reason)) return;
+    const since = endedMs - Math.max(beganMs, relay.resetAtUs / 1000);
+    assert(since < LATE_MS, `the attempt went on for ${since} ms after the client had gone`);
   }
 
   // Making it.
@@ -246,12 +280,22 @@ export class World {
     const wide = this.listenerFamily === AF_INET6 && random.chance(0.5);
     const bytes = wide ? ipv6(0x1000 + index) : Uint8Array.of(198, 51, 100, index);
     const [up, down] = [drawBytes(random), drawBytes(random)];
+    // One of them may want to hear the other out, or a part of it, before it speaks.
+    const waits = random.pick(["nobody", "client", "server"] as const);
+    const waitsFor = (who: string, bytes: number) =>
+      waits !== who ? 0 : random.chance(0.5) ? bytes : random.between(0, bytes);
+    const destination =
+      kind === "to the listener" ? this.listener : { bytes, port: 1000 + index };
     const tunnel: Tunnel = {
       kind,
-      destination: kind === "to the listener" ? this.listener : { bytes, port: 1000 + index },
-      clientScript: drawScript(random, up, down),
-      // Of what it sends urgent nothing is expected: see Session's #keepUrgentInline().
-      serverScript: { ...drawScript(random, down, up), urgent: false },
+      destination,
+      name: nameOf(destination),
+      clientScript: { ...drawScript(random, up, down), waitsFor: waitsFor("client", down) },
+      serverScript: {
+        ...drawScript(random, down, up), waitsFor: waitsFor("server", up),
+        // A server's urgent byte may be lost: see Session's #keepUrgentInline().
+        urgent: false,
+      },
       stream: random.between(1, 1 << 30),
       client: null, server: null, record: null,
     };
@@ -276,7 +320,7 @@ export class World {
 
   #find(destination: Address): Tunnel | undefined {
     const name = nameOf(destination);
-    return this.#tunnels.find((each) => nameOf(each.destination) === name);
+    return this.#tunnels.find((each) => each.name === name);
   }
 
   #route(to: Address, direct: Tcp): Route {
@@ -358,7 +402,6 @@ function drawKernel(random: Random, seed: number, calm: boolean): KernelOptions 
   return {
     ...BENIGN,
     seed,
-    fdsMax: calm ? 1000 : random.pick([1000, 60, 24]),
     faultChance: calm ? 0 : rare(0.05),
     faultsMax: random.size(1, 30),
     eagainChance: rare(0.2),

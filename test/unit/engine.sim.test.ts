@@ -67,7 +67,11 @@ function play(world: World, endings: Map<string, number>): void {
 
   let cut = false;
   while (!world.over || engine.tunnels > 0) {
+    const { sleeps, pipesWithBytes } = kernel;
+    const { lent } = engine.pipes;
     engine.turn();
+    if (kernel.sleeps > sleeps) assert(lent <= pipesWithBytes, "an idle tunnel held a pipe");
+    assert(engine.tunnels <= world.tunnelsMax, "more tunnels than the limit");
     if (bell.rung) {
       bell.rung = false;
       kernel.read(bellFd, count, 0, 8);
@@ -79,7 +83,7 @@ function play(world: World, endings: Map<string, number>): void {
       kernel.close(listener);
       engine.cut();
     }
-    assert(kernel.now() < LIVENESS_MS, `not over in time:\n${world.unfinished()}`);
+    if (kernel.now() > LIVENESS_MS) assert.fail(`not over in time:\n${world.unfinished()}`);
   }
 
   // What the engine said last is still on its way.
@@ -87,11 +91,14 @@ function play(world: World, endings: Map<string, number>): void {
   const journal = new Journal(journalMemory);
   for (let record = journal.read(); record !== null; record = journal.read()) {
     if (record.kind !== ENDED) continue;
-    const { addresses: bytes, bytesUp, bytesDown } = record;
+    const { addresses: bytes, bytesUp, bytesDown, wallMs: endedMs } = record;
+    const beganMs = endedMs - record.durationMs;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const reason = REASONS[record.reason]!;
     endings.set(reason, (endings.get(reason) ?? 0) + 1);
-    world.ended(readSockaddr({ bytes, view }, 28), { reason, bytesUp, bytesDown });
+    world.ended(readSockaddr({ bytes, view }, 28), {
+      reason, beganMs, endedMs, bytesUp, bytesDown,
+    });
   }
   world.judge();
 
