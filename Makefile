@@ -8,7 +8,8 @@ SOURCES := $(shell find src native-bindings bench test -name '*.ts' 2>/dev/null)
 UNIT = dist/test/unit/*.test.js dist/test/*.test.js
 NET = dist/test/net/*.test.js
 
-.PHONY: help demo test test-unit test-net test-nodes build lint bench profile clean
+
+.PHONY: help readme demo test test-unit test-net test-nodes build lint bench profile clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -57,6 +58,9 @@ bench: build ## measure against direct, C, node:net, redsocks and transocks; wri
 profile: build ## a flame graph of the data plane under load, in profile/
 	@sh test/packages.sh bench
 	$(NODE) dist/bench/profile.js
+
+readme: build ## write the README's tables from their sources
+	$(NODE) dist/test/readme.js
 
 clean: ## remove what was built and measured
 	rm -rf dist node_modules profile bench/bin *.tgz

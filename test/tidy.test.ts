@@ -5,6 +5,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize, relative } from "node:path";
 import { test } from "node:test";
+import { filled } from "./readme.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
@@ -83,4 +84,8 @@ test("every file says on top what it is", () => {
 
 test("a file has a noun of its own", () => {
   for (const file of files) assert.doesNotMatch(file, /\/(index|utils?|types|helpers?|manager|misc|common)\.ts$/, file);
+});
+
+test("README.md is up to date: otherwise, make readme", () => {
+  assert.equal(readFileSync(join(ROOT, "README.md"), "utf8"), filled());
 });
