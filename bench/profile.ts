@@ -52,7 +52,10 @@ function tree(profile: Profile): Frame {
     let at = root;
     for (const name of path.reverse().slice(1)) {
       let next = at.children.get(name);
-      if (next === undefined) at.children.set(name, (next = frame(name)));
+      if (next === undefined) {
+        next = frame(name);
+        at.children.set(name, next);
+      }
       next.micros += micros;
       at = next;
     }

@@ -64,7 +64,7 @@ export class Process {
       });
       this.#child.once("close", () => resolve(this.exit!));
     });
-    this.exited.then(() => {
+    void this.exited.then(() => {
       for (const listener of [...this.#onOutput]) listener();
     });
   }

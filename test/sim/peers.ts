@@ -12,8 +12,15 @@ import type { Address, Network, Tcp } from "./tcp.ts";
 export interface Script {
   /** How much it has to say. */
   readonly bytes: number;
-  /** It says nothing, nor FIN, before it has had so much of the other. */
-  readonly waitsFor: number;
+  /** How much the other has to say. */
+  readonly expected: number;
+  /**
+   * When it may speak, or say FIN. freely: at any time. last: when it has heard the other out.
+   * lead: a piece, then not before it has had its share of the answer. follow: as far as its
+   * share of the question has come. In lead and follow each piece is waited for, so that one
+   * byte that is stuck anywhere stops everything.
+   */
+  readonly manners: "freely" | "last" | "lead" | "follow";
   readonly chunkMax: number;
   /** Between two sends, at most. */
   readonly pauseUs: number;
@@ -54,7 +61,8 @@ export function drawScript(random: Random, bytes: number, expected: number): Scr
   ] as const);
   return {
     bytes,
-    waitsFor: 0,
+    expected,
+    manners: "freely",
     chunkMax: random.size(1 + (bytes >> 8), 70_000),
     pauseUs: random.pick([0, 0, 300, 5000, slow ? 200_000 : 1000]),
     readMax: random.size(Math.ceil(1 + expected / readsMax), 100_000),
@@ -177,10 +185,11 @@ export class Application {
     this.#writeSoon = false;
     if (this.over || this.tcp.hasFinished || this.tcp.state === "connecting") return;
     if (this.#preface.length > 0) return this.#writePreface();
-    const { bytes, waitsFor, chunkMax, pauseUs, urgent } = this.script;
-    if (this.received < waitsFor && !this.sawEnd) return;
+    const { bytes, chunkMax, pauseUs, urgent } = this.script;
+    const allowed = this.#allowance();
+    if (allowed <= 0 && (this.sent < bytes || this.script.manners === "last")) return;
     if (this.sent < bytes) {
-      const length = Math.min(this.#random.between(1, chunkMax), bytes - this.sent, 100_000);
+      const length = Math.min(this.#random.between(1, chunkMax), allowed, BUFFER.length);
       fillStream(this.#sends, this.sent, BUFFER, 0, length);
       const sent = this.tcp.send(BUFFER, 0, length, urgent && this.#random.chance(0.3));
       if (sent === -EAGAIN) return;
@@ -198,6 +207,23 @@ export class Application {
     const leaves = ending === "reset" || ending === "close";
     if (ending === "finish" || (leaves && finFirst)) this.tcp.shutdownWrite();
     this.#maybeEnd();
+  }
+
+  /** How much it may say now. */
+  #allowance(): number {
+    const { bytes, expected, manners } = this.script;
+    const left = bytes - this.sent;
+    if (this.sawEnd) return Math.max(1, left);
+    switch (manners) {
+      case "freely":
+        return left;
+      case "last":
+        return this.received < expected ? 0 : Math.max(1, left);
+      case "lead":
+        return this.received < Math.floor((expected * this.sent) / bytes) ? 0 : left;
+      case "follow":
+        return Math.ceil((bytes * this.received) / expected) - this.sent;
+    }
   }
 
   #writePreface(): void {

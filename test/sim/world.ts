@@ -41,6 +41,11 @@ interface Tunnel {
   record: Record | null;
 }
 
+const CONVERSATIONS = [
+  ["freely", "freely"], ["last", "freely"], ["freely", "last"], ["lead", "follow"],
+  ["follow", "lead"],
+] as const;
+
 type Fate = "works" | "refusal" | "nowhere" | "unreachable";
 
 const LISTENER_PORT = 1081;
@@ -83,7 +88,7 @@ export class World {
     this.#random = random;
     const calm = random.chance(0.5);
     const tunnels = random.size(1, 24);
-    this.#scarce = !calm && random.chance(0.5);
+    this.#scarce = random.chance(0.3);
     this.limits = drawLimits(random, this.#scarce);
     this.#proxyFailureChance = calm ? 0 : random.pick([0, 0.1]);
     this.cutMs = !calm && random.chance(0.1) ? random.size(1, 3000) : Infinity;
@@ -102,7 +107,7 @@ export class World {
     this.#login = kind !== "direct" && random.chance(0.4)
       ? { user: text("us@er"), password: text(random.pick(["", "p:w", "x".repeat(200)])) } : null;
     const addresses = this.#drawUpstreams(kind === "direct" ? 0 : random.between(1, 3), calm);
-    this.#mayFail = !calm;
+    this.#mayFail = !calm || (this.#scarce && kind !== "direct");
     this.settings = {
       mode: random.chance(0.2) ? "tproxy" : "redirect",
       upstream: {
@@ -280,19 +285,18 @@ export class World {
     const wide = this.listenerFamily === AF_INET6 && random.chance(0.5);
     const bytes = wide ? ipv6(0x1000 + index) : Uint8Array.of(198, 51, 100, index);
     const [up, down] = [drawBytes(random), drawBytes(random)];
-    // One of them may want to hear the other out, or a part of it, before it speaks.
-    const waits = random.pick(["nobody", "client", "server"] as const);
-    const waitsFor = (who: string, bytes: number) =>
-      waits !== who ? 0 : random.chance(0.5) ? bytes : random.between(0, bytes);
+    const [clientManners, serverManners] = random.pick(
+      up > 0 && down > 0 ? CONVERSATIONS : [["freely", "freely"]] as const,
+    );
     const destination =
       kind === "to the listener" ? this.listener : { bytes, port: 1000 + index };
     const tunnel: Tunnel = {
       kind,
       destination,
       name: nameOf(destination),
-      clientScript: { ...drawScript(random, up, down), waitsFor: waitsFor("client", down) },
+      clientScript: { ...drawScript(random, up, down), manners: clientManners },
       serverScript: {
-        ...drawScript(random, down, up), waitsFor: waitsFor("server", up),
+        ...drawScript(random, down, up), manners: serverManners,
         // A server's urgent byte may be lost: see Session's #keepUrgentInline().
         urgent: false,
       },
@@ -426,7 +430,7 @@ function drawLimits(random: Random, scarce: boolean): Limits {
     tunnels: 64,
     pipes: random.pick([0, 1, 2, 20]),
     pipeBytes: random.pick([1 << 16, 1 << 18]),
-    buffers: scarce ? random.between(0, 4) : 200,
+    buffers: scarce ? random.pick([0, 0, 1, 3]) : 200,
     bufferBytes,
     chunkBytes: random.size(64, bufferBytes),
     eventsPerTurn: random.pick([1, 3, 64]),

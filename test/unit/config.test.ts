@@ -9,7 +9,7 @@ import type { Config, Upstream } from "../../src/config/config.ts";
 import { loadConfig } from "../../src/config/file.ts";
 import { type Override, type Parsed, parseConfig } from "../../src/config/parse.ts";
 import { nearest, problemText, quoted } from "../../src/config/problem.ts";
-import { SETTING_KEYS, SETTINGS, type Setting, settingsMarkdown } from "../../src/config/settings.ts";
+import { SETTING_KEYS, SETTINGS, type Setting } from "../../src/config/settings.ts";
 import { parseUpstream } from "../../src/config/upstream.ts";
 
 const URL_LINE = 'proxy_url = "socks5://10.20.30.40:1080"\n';

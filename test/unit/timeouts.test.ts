@@ -58,7 +58,10 @@ test("a deadline of hours is kept by asking once in each round", () => {
 test("one that is stopped, or stops another while it is asked, is not asked", () => {
   const wheel = new Timeouts(0);
   const [one, other] = [new Alarm(), new Alarm()];
-  const stopOther = (mine: Alarm) => () => (wheel.stop(mine === one ? other : one), -1);
+  const stopOther = (mine: Alarm) => () => {
+    wheel.stop(mine === one ? other : one);
+    return -1;
+  };
   one.again = stopOther(one);
   other.again = stopOther(other);
   wheel.start(one, 50);
