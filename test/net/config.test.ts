@@ -103,11 +103,12 @@ for (const [dashes, format] of [["-", "plain"], ["--", "logfmt"], ["-", "json"]]
     await eventually("it is ready", () => read().includes("ready"));
     const client = await connect(stage.net.relay, SERVER[4], 80);
     const { peer } = await upstream.accept();
-    client.finish();
+    client.finish("words");
+    await peer.rest();
     peer.finish();
     await eventually("the end is logged", () => read().includes("proxy ends"));
     const lines = read().split("\n").filter((line) => line.includes("proxy starts"));
-    assert.equal(lines.length, 1);
+    assert.equal(lines.length, 1, read());
     const line = lines[0]!;
     if (format === "plain") {
       assert.match(line, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z \S+ \S+ info: "proxy starts" .*dest_addr="198\.51\.100\.10:80"/);
