@@ -187,6 +187,11 @@ test("levels", async () => {
   log.debug("e");
   await log.close();
   log.critical("after the end");
+  const all = rig();
+  await all.log.close();
+  all.log.info("after the end");
+  await turn();
+  assert.deepEqual(all.opened[0]!.lines, []);
   assert.deepEqual(opened[0]!.lines, ['critical: "a"', 'error: "b" x=1', 'warning: "c"']);
   assert.ok(opened[0]!.closed);
 });
