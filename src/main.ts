@@ -42,7 +42,10 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   }
   let { config } = loaded;
   const log = new Log({ topic: TOPIC, ...config.log, defaults: { pid: process.pid } });
-  if (log.fault !== null) log.error("the log file cannot be used; standard error is", { error: log.fault });
+  if (log.fault !== null) {
+    process.stderr.write(`${file}: log.filename: ${log.fault}\n`);
+    return 1;
+  }
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const service = new Service(linux(), log, config);
 
@@ -87,9 +90,8 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
     if (!stopping) work = work.then(reload);
   });
   process.on("SIGUSR1", () => {
-    const fault = log.reopen();
-    if (fault === null) log.info("the log file is open again");
-    else log.error("the log file cannot be opened again", { error: fault });
+    // What goes wrong it tells itself, and goes on with the old file.
+    if (log.reopen() === null) log.info("the log file is open again");
   });
   await work;
   await new Promise(() => {}); // From here on only a signal ends the process.

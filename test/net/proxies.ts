@@ -154,7 +154,7 @@ export async function listening(
 }
 
 /** For programs that will not run as root: as nobody, or as the only user there is, renamed. */
-function asSomebody(host: Host, command: string, args: readonly string[]): Process {
+export function asSomebody(host: Host, command: string, args: readonly string[]): Process {
   const title = { title: command.replace(/.*\//, "") };
   const rename = ["unshare", "--user", "--map-user=65534", "--map-group=65534"];
   const change = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];

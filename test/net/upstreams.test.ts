@@ -9,7 +9,7 @@ import { fileURLToPath } from "node:url";
 import { connect, eventually, sleep, text } from "./actors.ts";
 import { BLACK_HOLE, FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import {
-  absence, type Account, dante, listening, microsocks, type Proxy, PROXIES, squid, tinyproxy,
+  absence, type Account, asSomebody, dante, listening, microsocks, type Proxy, PROXIES, squid, tinyproxy,
 } from "./proxies.ts";
 import { PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
@@ -314,16 +314,15 @@ scenario("rsync fetches a tree from its daemon", async (stage) => {
   tree(`${PRIVATE}/rsync/source`);
   writeFileSync(`${PRIVATE}/rsync/conf`, `
 use chroot = no
-uid = root
-gid = root
 [files]
 path = ${PRIVATE}/rsync/source
 `);
-  stage.spawn(internet, "rsync", "--daemon", "--no-detach", "--address", SERVER[6], "--config", `${PRIVATE}/rsync/conf`, "--log-file", "/dev/stderr");
+  const daemon = ["--daemon", "--no-detach", "--port=8730", "--address", SERVER[6], "--config", `${PRIVATE}/rsync/conf`];
+  stage.keep(asSomebody(internet, "/usr/bin/rsync", daemon));
   const upstream = stage.upstream({ protocol: "socks5", dials: true });
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
-  const copy = ["-a", "--timeout=20", `rsync://${text(SERVER[6], 873)}/files/`, `${PRIVATE}/rsync/copy/`];
+  const copy = ["-a", "--timeout=20", `rsync://${text(SERVER[6], 8730)}/files/`, `${PRIVATE}/rsync/copy/`];
   await eventually("the daemon answers", async () => (await host.execute("rsync", ...copy)).status === 0);
   host.run("diff", ["-r", `${PRIVATE}/rsync/source`, `${PRIVATE}/rsync/copy`]);
   assert.ok(upstream.requests.length > 0);

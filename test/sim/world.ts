@@ -68,8 +68,11 @@ export class World {
   readonly settings: Settings;
   readonly listener: Address;
   readonly listenerFamily: number;
-  /** When the engine is to stop accepting and to reset what is left; Infinity: never. */
+  /** When the engine is to accept no more; when to reset what is left; Infinity: never. */
+  readonly drainMs: number;
   readonly cutMs: number;
+  /** When it is told its settings again, the upstream's addresses in another order. */
+  readonly configureMs: number;
   readonly tunnelsMax: number;
   readonly #random: Random;
   readonly #tunnels: Tunnel[] = [];
@@ -91,7 +94,9 @@ export class World {
     this.#scarce = random.chance(0.3);
     this.limits = drawLimits(random, this.#scarce);
     this.#proxyFailureChance = calm ? 0 : random.pick([0, 0.1]);
-    this.cutMs = !calm && random.chance(0.1) ? random.size(1, 3000) : Infinity;
+    this.drainMs = !calm && random.chance(0.1) ? random.size(1, 3000) : Infinity;
+    this.cutMs = random.chance(0.5) ? this.drainMs + random.size(1, 3000) : Infinity;
+    this.configureMs = random.chance(0.1) ? random.size(1, 3000) : Infinity;
     const whenFull = calm ? "wait" : random.pick(["wait", "reset"] as const);
     this.tunnelsMax = random.chance(0.5) ? this.limits.tunnels : random.between(1, tunnels);
     // Listener, epoll, eventfd, and exactly what so many tunnels need; or some more.
@@ -153,7 +158,8 @@ export class World {
     return JSON.stringify({
       kind: upstream.kind, pipelined: upstream.pipelined, login: this.#login !== null, mode,
       whenFull,
-      clients: this.#tunnels.length, tunnelsMax: this.tunnelsMax, cutMs: this.cutMs,
+      clients: this.#tunnels.length, tunnelsMax: this.tunnelsMax,
+      drainMs: this.drainMs, cutMs: this.cutMs,
       mayFail: this.#mayFail, scarce: this.#scarce, ...this.limits, kernel: this.kernel.options,
       refused: this.kernel.refused,
     });

@@ -65,7 +65,7 @@ function play(world: World, endings: Map<string, number>): void {
   engine.listen(listener);
   kernel.unleash();
 
-  let cut = false;
+  let [listening, cut, configured] = [true, false, false];
   while (!world.over || engine.tunnels > 0) {
     const { sleeps, pipesWithBytes } = kernel;
     const { lent } = engine.pipes;
@@ -77,13 +77,23 @@ function play(world: World, endings: Map<string, number>): void {
       kernel.read(bellFd, count, 0, 8);
       engine.resumeAccepting();
     }
-    if (!cut && kernel.now() >= world.cutMs) {
-      cut = true;
+    const now = kernel.now();
+    if (listening && now >= world.drainMs) {
+      listening = false;
       engine.unlisten(listener);
       kernel.close(listener);
+    }
+    if (!cut && now >= world.cutMs) {
+      cut = true;
       engine.cut();
     }
-    if (kernel.now() > LIVENESS_MS) assert.fail(`not over in time:\n${world.unfinished()}`);
+    if (!configured && now >= world.configureMs) {
+      configured = true;
+      const { upstream } = settings;
+      const addresses = upstream.addresses.toReversed();
+      engine.configure({ ...settings, upstream: { ...upstream, addresses } });
+    }
+    if (now > LIVENESS_MS) assert.fail(`not over in time:\n${world.unfinished()}`);
   }
 
   // What the engine said last is still on its way.
@@ -103,7 +113,7 @@ function play(world: World, endings: Map<string, number>): void {
   world.judge();
 
   engine.dispose();
-  if (!cut) kernel.close(listener);
+  if (listening) kernel.close(listener);
   kernel.close(bellFd);
   assert.deepEqual(kernel.openFds(), [], "fds are left open");
   assert.deepEqual([...new Ledger(shared.ledger).ownedBy(1)], [], "fds are left in the ledger");

@@ -124,10 +124,12 @@ describe("HttpConnect: failure", () => {
     answered("HTTP/1.1 000 ", { failure: { code: "status", status: 0 } });
     answered("HTTP/1.1 100 \r\n\r\nHTTP/1.1 503 ", { failure: { code: "status", status: 503 } });
   });
-  it("is 407 for the credentials", () => {
-    answered("HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n", {
-      failure: { code: "auth-refused" },
-    });
+  it("is 407 for the credentials, or 401", () => {
+    for (const status of [401, 407]) {
+      answered(`HTTP/1.1 ${status} Unauthorized\r\nProxy-Authenticate: Basic\r\n\r\n`, {
+        failure: { code: "auth-refused" },
+      });
+    }
   });
   it("is anything that is not HTTP/1", () => {
     for (const answer of [
