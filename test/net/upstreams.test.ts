@@ -11,7 +11,7 @@ import { BLACK_HOLE, FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import {
   absence, type Account, asSomebody, dante, listening, microsocks, type Proxy, PROXIES, squid, tinyproxy,
 } from "./proxies.ts";
-import { PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
+import { type Host, PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { assertReset, curl, visit, webServer } from "./web.ts";
 
@@ -308,6 +308,17 @@ function tree(path: string): void {
   execFileSync("sh", ["-c", `head -c 20000000 /dev/urandom >${path}/deep/er/large`]);
 }
 
+/** Runs a program until its server has come up; fails with what it said last. */
+async function untilItSucceeds(host: Host, command: string, ...args: string[]): Promise<void> {
+  const deadline = Date.now() + 10_000;
+  for (;;) {
+    const { status, output } = await host.execute(command, ...args);
+    if (status === 0) return;
+    if (Date.now() > deadline) throw new Error(`${command}: status ${status}: ${output}`);
+    await sleep(100);
+  }
+}
+
 scenario("rsync fetches a tree from its daemon", async (stage) => {
   if (!existsSync("/usr/bin/rsync")) stage.skip("rsync is not installed");
   const { relay: host, internet } = stage.net;
@@ -322,8 +333,8 @@ path = ${PRIVATE}/rsync/source
   const upstream = stage.upstream({ protocol: "socks5", dials: true });
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
-  const copy = ["-a", "--timeout=20", `rsync://${text(SERVER[6], 8730)}/files/`, `${PRIVATE}/rsync/copy/`];
-  await eventually("the daemon answers", async () => (await host.execute("rsync", ...copy)).status === 0);
+  const copy = ["-rt", "--timeout=20", `rsync://${text(SERVER[6], 8730)}/files/`, `${PRIVATE}/rsync/copy/`];
+  await untilItSucceeds(host, "rsync", ...copy);
   host.run("diff", ["-r", `${PRIVATE}/rsync/source`, `${PRIVATE}/rsync/copy`]);
   assert.ok(upstream.requests.length > 0);
 });
@@ -343,7 +354,7 @@ scenario("ssh runs a command and carries a file", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
   const ssh = ["-F", "none", "-i", `${files}/user`, "-o", "StrictHostKeyChecking=no", "-o", `UserKnownHostsFile=${files}/known`, "-o", "BatchMode=yes", `root@${SERVER[4]}`];
-  await eventually("sshd answers", async () => (await host.execute("ssh", ...ssh, "true")).status === 0);
+  await untilItSucceeds(host, "ssh", ...ssh, "true");
   assert.equal((await host.execute("ssh", ...ssh, "echo", "$((6*7))")).output.trim(), "42");
   execFileSync("sh", ["-c", `head -c 20000000 /dev/urandom >${files}/large`]);
   const { status, output } = await host.execute("sh", "-c", `ssh ${ssh.join(" ")} 'cat >${files}/copy' <${files}/large`);
