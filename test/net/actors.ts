@@ -5,7 +5,7 @@
  * They live in the test's own process, but on any host of the sandbox.
  */
 import { strict as assert } from "node:assert";
-import { createServer, isIPv6, type Server, Socket } from "node:net";
+import { createServer, isIPv6, type OnReadOpts, type Server, Socket } from "node:net";
 import {
   AF_INET, AF_INET6, ECONNRESET, IPV6_V6ONLY, SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_NONBLOCK,
   SOCK_STREAM, SOCKADDR_SIZE, SOL_IPV6, SOL_SOCKET,
@@ -155,9 +155,11 @@ export class Peer {
  * the same moment has been one: its peer has ended by a reset. A refused one is an error.
  */
 export async function connect(
-  host: Place, address: string, port: number, options: { reading?: boolean } = {},
+  host: Place, address: string, port: number,
+  options: { reading?: boolean; onread?: OnReadOpts } = {},
 ): Promise<Peer> {
-  const socket = new Socket({ allowHalfOpen: true });
+  const { onread } = options;
+  const socket = new Socket({ allowHalfOpen: true, ...(onread === undefined ? {} : { onread }) });
   const peer = new Peer(socket, options);
   await new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);
