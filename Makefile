@@ -9,7 +9,7 @@ UNIT = dist/test/unit/*.test.js dist/test/*.test.js
 NET = dist/test/net/*.test.js
 
 
-.PHONY: help readme demo test test-unit test-net test-nodes build lint bench profile clean
+.PHONY: help readme demo test test-unit test-net test-package test-nodes build lint bench profile clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -22,7 +22,7 @@ demo: build ## show the main job working, in a private network namespace
 
 test: build lint ## everything: lint, unit, simulated kernel, network namespaces, a short bench
 	@sh test/packages.sh test
-	@$(MAKE) --no-print-directory test-unit test-net
+	@$(MAKE) --no-print-directory test-unit test-package test-net
 	$(NODE) dist/bench/run.js --quick
 
 test-unit: build ## protocol machines, engine on the simulated kernel, control plane
@@ -31,6 +31,9 @@ test-unit: build ## protocol machines, engine on the simulated kernel, control p
 test-net: build ## the real thing: rules, peers and programs in network namespaces
 	@sh test/packages.sh test
 	$(NODE) --test --test-concurrency=1 $(NET)
+
+test-package: build ## the npm package: packed, installed from its tarball, and run
+	@sh test/package.sh
 
 test-nodes: build ## unit tests and a run of the program on Node 20, 22, 24 and 26
 	@sh test/nodes.sh
@@ -54,6 +57,7 @@ lint: node_modules/.installed ## biome, and the compiler's strictest settings
 bench: build ## measure against direct, C, node:net, redsocks and transocks; write bench/RESULTS.md
 	@sh test/packages.sh bench
 	$(NODE) dist/bench/run.js --write
+	$(NODE) dist/bench/micro.js
 
 profile: build ## a flame graph of the data plane under load, in profile/
 	@sh test/packages.sh bench

@@ -1,0 +1,23 @@
+#!/bin/sh
+# The package as a user gets it: packed, installed from its tarball into an empty folder, and run.
+set -eu
+cd "$(dirname "$0")/.."
+folder=$(mktemp -d)
+trap 'rm -rf "$folder"' EXIT
+tarball=$(npm pack --silent --pack-destination "$folder" --ignore-scripts | tail -n 1)
+cd "$folder"
+npm install --silent --no-audit --no-fund "./$tarball" >/dev/null
+version=$(node_modules/.bin/transplice --version)
+echo 'proxy_url = "socks5://192.0.2.1:1080"' >good.toml
+echo 'proxy_urll = "socks5://192.0.2.1:1080"' >bad.toml
+node_modules/.bin/transplice check good.toml
+if node_modules/.bin/transplice check bad.toml 2>bad.out; then
+	echo "a wrong file passed the check" >&2
+	exit 1
+fi
+grep -q 'proxy_url' bad.out
+# It must start, too: the worker's files and koffi's binary are in the package.
+printf 'proxy_url = "socks5://192.0.2.1:1080"\nlisten = "127.0.0.1:%s"\n' $((20000 + $$ % 20000)) >run.toml
+timeout --preserve-status -s TERM 5 node_modules/.bin/transplice -f run.toml 2>run.out || { cat run.out; exit 1; }
+grep -q 'transplice is ready' run.out || { cat run.out; exit 1; }
+echo "packed, installed and run: $version ($(du -h "$tarball" | cut -f1) packed)"
