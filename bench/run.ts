@@ -12,6 +12,7 @@ import { type ChildProcess, spawn, spawnSync } from "node:child_process";
 import { existsSync, mkdirSync, mkdtempSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { fileURLToPath } from "node:url";
+import { setTimeout as sleep } from "node:timers/promises";
 import { parseArgs } from "node:util";
 import {
   FULL, MEASURES, QUICK, startTarget, warmUp, type Measure, type MeasureName, type Numbers,
@@ -27,7 +28,9 @@ const QUICK_SUBJECTS = "direct,limit,transplice";
 /** A measurement in which others had more of the machine than this is made again ... */
 const OTHERS_MAX = 0.05;
 /** ... so many times at most. */
-const ATTEMPTS = 4;
+const ATTEMPTS = 3;
+/** A measurement waits for others to be quiet, but all of them together no longer than this. */
+const WAIT_MS_MAX = 600_000;
 const QUICK_MEASURES = "down-4,up-4,rr,pp-64,http,ttfb-20,idle,heap";
 
 const { values: flags } = parseArgs({
@@ -136,6 +139,7 @@ class Stage {
   readonly #running = new Map<SubjectName, Subject>();
   #target: ChildProcess | null = null;
   #targetMs = 0;
+  #waitedMs = 0;
   readonly #options = { node: flags.node, nodeFlags: [], ipv6: flags.ipv6 };
   readonly scale = {
     ...(flags.quick ? QUICK : FULL),
@@ -155,6 +159,7 @@ class Stage {
     for (let attempt = 0; attempt < attempts && leastOthers > OTHERS_MAX; attempt++) {
       await this.#upstream(measure.upstreamMs ?? 0);
       if (measure.kind === "shared") await this.#subject(name);
+      if (attempts > 1) await this.#quiet();
       const before = readMachine();
       const numbers = await this.#once(measure, name);
       const others = othersBetween(before, readMachine());
@@ -162,6 +167,15 @@ class Stage {
     }
     this.others.push(leastOthers);
     return best;
+  }
+
+  /** Waits until others leave the machine to us. */
+  async #quiet(): Promise<void> {
+    for (const step = 250; this.#waitedMs < WAIT_MS_MAX; this.#waitedMs += step) {
+      const before = readMachine();
+      await sleep(step);
+      if (othersBetween(before, readMachine()) <= OTHERS_MAX) return;
+    }
   }
 
   async #once(measure: Measure, name: SubjectName): Promise<Numbers> {
