@@ -27,6 +27,8 @@ export interface KernelOptions extends NetworkOptions {
   /** Of a call that takes a resource: it is refused. No more than `faultsMax` of them. */
   readonly faultChance: number;
   readonly faultsMax: number;
+  /** Only this call is refused, by its name; null: any. */
+  readonly faultCall: string | null;
   /** Of a transfer: EAGAIN though it could go on. An event follows, as it must. */
   readonly eagainChance: number;
   /** Of an event: it is reported some time after it was due. */
@@ -47,9 +49,9 @@ export interface KernelOptions extends NetworkOptions {
 
 /** Nothing hostile: for comparing with the real kernel. */
 export const BENIGN: KernelOptions = {
-  seed: 1, fdsMax: 1024, faultChance: 0, faultsMax: 0, eagainChance: 0, lateChance: 0,
-  spuriousChance: 0, interruptChance: 0, preemptionChance: 0, atOnceChance: 1, widePipes: 1000,
-  pipeBytesMax: 1 << 20, latencyUs: [10, 10], sendBuffer: [1 << 18, 1 << 18],
+  seed: 1, fdsMax: 1024, faultChance: 0, faultsMax: 0, faultCall: null, eagainChance: 0,
+  lateChance: 0, spuriousChance: 0, interruptChance: 0, preemptionChance: 0, atOnceChance: 1,
+  widePipes: 1000, pipeBytesMax: 1 << 20, latencyUs: [10, 10], sendBuffer: [1 << 18, 1 << 18],
   receiveBuffer: [1 << 17, 1 << 17], segmentBytesMax: 65536,
 };
 
@@ -182,7 +184,8 @@ export class SimulatedKernel implements Syscalls {
   }
 
   #fault(call: string, errors: readonly number[]): number {
-    const { faultChance, faultsMax } = this.options;
+    const { faultChance, faultsMax, faultCall } = this.options;
+    if (faultCall !== null && faultCall !== call) return 0;
     if (!this.#unleashed || this.#faults >= faultsMax || !this.random.chance(faultChance)) return 0;
     this.#faults++;
     this.refused.push(call);
@@ -297,7 +300,7 @@ export class SimulatedKernel implements Syscalls {
     if (this.#freeFd() < 0) return -EMFILE;
     const tcp = listener.tcp.accept();
     if (tcp === null) return -EAGAIN;
-    const lost = this.#fault("accept4 (the connection is lost)", [ECONNABORTED, ENETDOWN]);
+    const lost = this.#fault("accept4", [ECONNABORTED, ENETDOWN]);
     if (lost < 0) {
       tcp.close(true);
       return this.#effect(lost);

@@ -67,9 +67,9 @@ export function drawScript(random: Random, bytes: number, expected: number): Scr
     pauseUs: random.pick([0, 0, 300, 5000, slow ? 200_000 : 1000]),
     readMax: random.size(Math.ceil(1 + expected / readsMax), 100_000),
     readPauseUs,
-    stall: random.chance(0.07)
-      ? { afterBytes: random.size(1, 50_000), us: random.chance(0.5) ? 5e6 : Infinity } : null,
-    urgent: random.chance(0.1),
+    stall: random.chance(0.1)
+      ? { afterBytes: random.size(1, Math.max(1, expected)), us: random.chance(0.5) ? 5e6 : Infinity } : null,
+    urgent: random.chance(0.2),
     ending,
     leaves: {
       afterBytes: random.chance(0.5) ? random.size(1, 200_000) : Infinity,
@@ -191,7 +191,9 @@ export class Application {
     if (this.sent < bytes) {
       const length = Math.min(this.#random.between(1, chunkMax), allowed, BUFFER.length);
       fillStream(this.#sends, this.sent, BUFFER, 0, length);
-      const sent = this.tcp.send(BUFFER, 0, length, urgent && this.#random.chance(0.3));
+      const last = this.sent + length === bytes;
+      const marked = urgent && this.#random.chance(last ? 0.7 : 0.3);
+      const sent = this.tcp.send(BUFFER, 0, length, marked);
       if (sent === -EAGAIN) return;
       if (sent < 0) return this.#failWriting();
       this.sent += sent;
@@ -310,18 +312,20 @@ export type Connect = (to: Address, tcp: Tcp, preface: Uint8Array) => boolean;
 export class ProxyFront {
   readonly #network: Network;
   readonly #random: Random;
-  readonly #tcp: Tcp;
+  readonly tcp: Tcp;
   readonly #options: ProxyOptions;
   readonly #connect: Connect;
   readonly #kept: number[] = [];
   readonly #byte = new Uint8Array(1);
   #stage: "greeting" | "login" | "request" | "over" = "greeting";
   #busy = false;
+  /** When it broke off in the midst of the dialogue. */
+  brokeOffUs = Infinity;
 
   constructor(network: Network, tcp: Tcp, options: ProxyOptions, connect: Connect) {
     this.#network = network;
     this.#random = network.random;
-    this.#tcp = tcp;
+    this.tcp = tcp;
     this.#options = options;
     this.#connect = connect;
     if (options.protocol === "http") this.#stage = "request";
@@ -331,7 +335,7 @@ export class ProxyFront {
 
   #read(): void {
     while (!this.#busy && this.#stage !== "over") {
-      const got = this.#tcp.receive(this.#byte, 0, 1, false);
+      const got = this.tcp.receive(this.#byte, 0, 1, false);
       if (got === -EAGAIN) return;
       if (got <= 0) return this.#close(false);
       this.#kept.push(this.#byte[0]!);
@@ -410,12 +414,12 @@ export class ProxyFront {
   #grant(to: Address, granted: readonly number[], refused: readonly number[]): void {
     this.#kept.length = 0;
     if (this.#fails(refused)) return;
-    if (this.#tcp.readableBytes > 0) throw new Error("bytes came before the tunnel was granted");
+    if (this.tcp.readableBytes > 0) throw new Error("bytes came before the tunnel was granted");
     this.#stage = "over";
     // The other end is connected to first, which takes its time.
-    this.#tcp.onWake = () => {};
+    this.tcp.onWake = () => {};
     this.#network.after(this.#random.size(1, 200_000), () => {
-      if (!this.#connect(to, this.#tcp, Uint8Array.from(granted))) this.#tcp.close(true);
+      if (!this.#connect(to, this.tcp, Uint8Array.from(granted))) this.tcp.close(true);
     });
   }
 
@@ -432,7 +436,7 @@ export class ProxyFront {
 
   #answer(good: readonly number[], bad: readonly number[], next: "login" | "request"): void {
     if (this.#fails(bad)) return;
-    if (!this.#options.pipelined && this.#tcp.readableBytes > 0) {
+    if (!this.#options.pipelined && this.tcp.readableBytes > 0) {
       throw new Error("the client did not wait for the answer");
     }
     this.#stage = next;
@@ -445,7 +449,7 @@ export class ProxyFront {
     this.#stage = "over";
     switch (this.#random.pick(["silent", "close", "reset", "refuse", "garbage"])) {
       case "silent":
-        this.#tcp.onWake = () => {};
+        this.tcp.onWake = () => {};
         break;
       case "close":
         this.#close(false);
@@ -464,7 +468,8 @@ export class ProxyFront {
 
   #close(abort: boolean): void {
     this.#stage = "over";
-    this.#tcp.close(abort);
+    this.brokeOffUs = this.#network.nowUs;
+    this.tcp.close(abort);
   }
 
   /** In fragments, sometimes, and not at once. Does not listen meanwhile. */
@@ -473,7 +478,7 @@ export class ProxyFront {
     this.#network.after(this.#random.size(1, 50_000), () => {
       const whole = this.#random.chance(0.5);
       const length = whole ? bytes.length : this.#random.between(1, bytes.length);
-      const sent = this.#tcp.send(Uint8Array.from(bytes), 0, length);
+      const sent = this.tcp.send(Uint8Array.from(bytes), 0, length);
       if (sent < 0 && sent !== -EAGAIN) return this.#close(false);
       const rest = bytes.slice(Math.max(0, sent));
       if (rest.length > 0) return this.#say(rest);

@@ -158,6 +158,8 @@ export class Tcp {
   /** An RST came while this end was not closed: the truth about how the connection ended. */
   wasReset = false;
   resetAtUs = 0;
+  /** When its owner closed it; Infinity: not yet. */
+  closedAtUs = Infinity;
   /** An RST has left from here. */
   hasReset = false;
   /** A FIN has left, or will leave once everything in front of it has. */
@@ -551,6 +553,7 @@ export class Tcp {
   /** tcp_close(). `abort`: SO_LINGER is {1, 0}. */
   close(abort: boolean): void {
     const unread = this.#receivedBytes > 0;
+    this.closedAtUs = this.#network.nowUs;
     this.onWake = () => {};
     this.#receiveShut = true;
     this.#sendShut = true;

@@ -9,7 +9,9 @@
  * connected saw a reset, never an end.
  */
 import assert from "node:assert/strict";
-import { AF_INET, AF_INET6 } from "../../native-bindings/constants.ts";
+import {
+  AF_INET, AF_INET6, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC,
+} from "../../native-bindings/constants.ts";
 import type { Limits } from "../../src/engine/limits.ts";
 import type { Settings } from "../../src/engine/route.ts";
 import { BENIGN, type KernelOptions, SimulatedKernel, writeSockaddr } from "./kernel.ts";
@@ -22,6 +24,8 @@ import { type Address, type Route, Tcp } from "./tcp.ts";
 /** What the engine said of one tunnel, when it was over. */
 export interface Record {
   readonly reason: string;
+  /** errno, where the reason has one. */
+  readonly detail: number;
   /** In virtual time. */
   readonly beganMs: number;
   readonly endedMs: number;
@@ -41,6 +45,10 @@ interface Tunnel {
   record: Record | null;
 }
 
+const SHORTAGES: readonly number[] = [
+  EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC,
+];
+
 const CONVERSATIONS = [
   ["freely", "freely"], ["last", "freely"], ["freely", "last"], ["lead", "follow"],
   ["follow", "lead"],
@@ -54,7 +62,7 @@ const LISTENER_PORT = 1081;
 const RESET_US_MAX = 20e6;
 
 /** Events come late, the thread is off the CPU, the clock is read once a turn. */
-const LATE_MS = 300;
+const LATE_MS = 500;
 
 /** Endings of tunnels whose client and server never met, though each was there for a while. */
 const NEVER_RELAYED: readonly string[] = [
@@ -76,6 +84,7 @@ export class World {
   readonly tunnelsMax: number;
   readonly #random: Random;
   readonly #tunnels: Tunnel[] = [];
+  readonly #fronts: ProxyFront[] = [];
   readonly #login: Login | null;
   readonly #proxyFailureChance: number;
   /** A connection may come to nothing though its own peers do all they should. */
@@ -116,7 +125,7 @@ export class World {
     this.settings = {
       mode: random.chance(0.2) ? "tproxy" : "redirect",
       upstream: {
-        kind, credentials: this.#login, pipelined: random.chance(0.3),
+        kind, credentials: this.#login, pipelined: random.chance(0.5),
         addresses: addresses.map(sockaddr),
       },
       mark: random.pick([null, 7]),
@@ -187,6 +196,10 @@ export class World {
     assert(splices <= 2 * limits.splicesPerTurn, `${splices} splices in one turn`);
     assert(kernel.pipesMost <= limits.pipes, `${kernel.pipesMost} pipes at once`);
     assert.equal(kernel.narrowSplices, 0, "bytes went through a narrow pipe");
+    for (const { brokeOffUs, tcp } of this.#fronts) {
+      const lateUs = (tcp.peer?.closedAtUs ?? 0) - brokeOffUs;
+      assert(lateUs < 1000 * LATE_MS, `a handshake was given up ${lateUs / 1000} ms late`);
+    }
     for (const tunnel of this.#tunnels) {
       try {
         this.#judge(tunnel);
@@ -201,7 +214,7 @@ export class World {
   #judge(tunnel: Tunnel): void {
     const { client, server, record, kind } = tunnel;
     assert(client !== null);
-    if (record !== null) this.#judgeTime(client, record);
+    if (record !== null) this.#judgeAttempt(client, record);
     if (server === null || !server.granted) {
       assert.equal(client.received, 0, "bytes came although nobody sent any");
       assert(!client.sawEnd, "a client that could not be connected saw an end, not a reset");
@@ -248,11 +261,12 @@ export class World {
     }
   }
 
-  /** Attempts are given up in time, and when the client has gone. */
-  #judgeTime(client: Application, { reason, beganMs, endedMs }: Record): void {
+  /** Attempts are given up for a good reason, in time, and when the client has gone. */
+  #judgeAttempt(client: Application, { reason, detail, beganMs, endedMs }: Record): void {
     const { dialMs, handshakeMs } = this.settings;
     const took = endedMs - beganMs;
     if (reason === "dial-failed" || reason === "dial-timeout") {
+      assert(!SHORTAGES.includes(detail), `errno ${detail} is no fault of an address`);
       assert(took < dialMs + LATE_MS, `${reason} after ${took} ms`);
     } else if (reason === "handshake-timeout") {
       assert(took < dialMs + handshakeMs + LATE_MS, `${reason} after ${took} ms`);
@@ -358,8 +372,9 @@ export class World {
       protocol: kind, login: this.#login, pipelined, failureChance: this.#proxyFailureChance,
     };
     for (let tcp = listener.accept(); tcp !== null; tcp = listener.accept()) {
-      new ProxyFront(this.kernel.network, tcp, options, (to, end, preface) =>
-        this.#serve(to, end, preface));
+      const { network } = this.kernel;
+      const serve = this.#serve.bind(this);
+      this.#fronts.push(new ProxyFront(network, tcp, options, serve));
     }
   }
 
@@ -412,8 +427,11 @@ function drawKernel(random: Random, seed: number, calm: boolean): KernelOptions 
   return {
     ...BENIGN,
     seed,
-    faultChance: calm ? 0 : rare(0.05),
+    faultChance: calm ? 0 : random.pick([0, 0.02, 0.2]),
     faultsMax: random.size(1, 30),
+    faultCall: random.pick([
+      null, "accept4", "socket", "setsockopt", "connect", "epoll_ctl", "pipe2",
+    ]),
     eagainChance: rare(0.2),
     lateChance: rare(0.3),
     spuriousChance: rare(0.3),
@@ -434,7 +452,7 @@ function drawLimits(random: Random, scarce: boolean): Limits {
   const bufferBytes = random.pick([512, 2048, 16_384]);
   return {
     tunnels: 64,
-    pipes: random.pick([0, 1, 2, 20]),
+    pipes: random.pick([0, 1, 2, 20, 20]),
     pipeBytes: random.pick([1 << 16, 1 << 18]),
     buffers: scarce ? random.pick([0, 0, 1, 3]) : 200,
     bufferBytes,

@@ -107,7 +107,7 @@ function play(world: World, endings: Map<string, number>): void {
     const reason = REASONS[record.reason]!;
     endings.set(reason, (endings.get(reason) ?? 0) + 1);
     world.ended(readSockaddr({ bytes, view }, 28), {
-      reason, beganMs, endedMs, bytesUp, bytesDown,
+      reason, detail: record.detail, beganMs, endedMs, bytesUp, bytesDown,
     });
   }
   world.judge();
