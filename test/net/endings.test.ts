@@ -202,6 +202,20 @@ const SILENCES: { script: Script; title: string }[] = [
 ];
 
 for (const { title, script } of SILENCES) {
+  for (const leaves of ["fin", "reset"] as const) {
+    scenario(`an upstream that leaves (${leaves}; ${title}) is a reset at once`, async (stage) => {
+      const it = await setting(stage, { ...script, leaves });
+      const client = await newClient(stage);
+      client.write("hello?");
+      assert.equal(await client.ending(5_000), "reset");
+      const failed = await it.relay.logged("the failure", (entry) => entry["dest_addr"] === DESTINATION &&
+        /fail/.test(entry.message));
+      assert.equal(failed.severity, "error");
+      // Reset at once, it may look as if it had never stood.
+      assert.match(String(failed["reason"]), /^(upstream-closed|dial-failed)$/);
+    });
+  }
+
   scenario(`a silent upstream (${title}) is given up`, async (stage) => {
     const it = await setting(stage, script, { timeouts: { handshake: "1s" } });
     const client = await newClient(stage);

@@ -82,6 +82,8 @@ for (const mode of ["redirect", "tproxy"] as const) {
         for (const client of [stage.net.relay, stage.net.lan]) {
           const seen = await visit(client, `http://${destination}/`);
           assert.equal(seen.peer, PROXY[family]);
+          // An IPv4 destination has come through an IPv6 socket, too; nobody is to know.
+          assert.equal(upstream.requests.at(-1)?.host, SERVER[family]);
         }
         await relay.ended(destination);
       }

@@ -25,6 +25,8 @@ export interface Script {
   credentials?: { username: string; password: string };
   /** Reads on, but says nothing more: from the start, or after having got the named message. */
   silentAt?: "accept" | "greeting" | "authentication" | "request";
+  /** Instead of being silent there, it ends or resets the connection. */
+  leaves?: "fin" | "reset";
   /** The SOCKS5 reply code or HTTP status instead of success. */
   refuse?: number;
   /** The status of success (HTTP). */
@@ -90,12 +92,12 @@ export class Upstream {
 
   async #serve(peer: Peer): Promise<void> {
     const script = this.#script;
-    if (script.silentAt === "accept") return;
+    if (script.silentAt === "accept") return this.#fallSilent(peer);
     const request = await (script.protocol === "socks5" ? this.#socks5(peer) : this.#http(peer));
     if (request === null) return;
     this.requests.push(request);
     script.heard?.(request);
-    if (script.silentAt === "request") return;
+    if (script.silentAt === "request") return this.#fallSilent(peer);
     if (script.refuse !== undefined) {
       peer.finish(this.#reply(script.refuse));
       return;
@@ -117,11 +119,19 @@ export class Upstream {
     else this.#fresh.push(tunnel);
   }
 
+  #fallSilent(peer: Peer): void {
+    if (this.#script.leaves === "fin") peer.finish();
+    if (this.#script.leaves === "reset") peer.reset();
+  }
+
   async #socks5(peer: Peer): Promise<Request | null> {
     const { silentAt, credentials: wanted } = this.#script;
     const greeting = await peer.read(2);
     const methods = await peer.read(greeting[1]!);
-    if (silentAt === "greeting") return null;
+    if (silentAt === "greeting") {
+      this.#fallSilent(peer);
+      return null;
+    }
     const method = wanted === undefined ? 0 : 2;
     if (!methods.includes(method)) {
       peer.finish(Buffer.from([5, 0xff]));
@@ -133,7 +143,10 @@ export class Upstream {
       const username = String(await peer.read((await peer.read(2))[1]!));
       const password = String(await peer.read((await peer.read(1))[0]!));
       credentials = { username, password };
-      if (silentAt === "authentication") return null;
+      if (silentAt === "authentication") {
+        this.#fallSilent(peer);
+        return null;
+      }
       const right = username === wanted.username && password === wanted.password;
       await this.#say(peer, Buffer.from([1, right ? 0 : 1]));
       if (!right) {
