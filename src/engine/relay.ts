@@ -157,12 +157,13 @@ export class Flow {
     const got = sys.splice(
       this.#from.fd, this.#pipe!.writeEnd, limits.pipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK,
     );
-    // No memory for a splice, or a socket that cannot be spliced from: copy.
-    if (got === -ENOMEM || got === -ENOBUFS || got === -EINVAL) {
+    // 0: the end; but in front of an urgent byte with FIN behind it splice says so too, and recv
+    // knows better. No memory for a splice, or a socket that cannot be spliced from: copy.
+    if (got === 0 || got === -ENOMEM || got === -ENOBUFS || got === -EINVAL) {
       this.#bulk = false;
       return;
     }
-    if (got <= 0) return this.#sourceSaid(got);
+    if (got < 0) return this.#sourceSaid(got);
     this.#held = got;
     if (got < BULK_BYTES_MIN) this.#bulk = false;
   }
