@@ -260,7 +260,23 @@ async function measureAll(): Promise<void> {
     writeFileSync(`${ROOT}bench/RESULTS.md`, report.markdown);
     console.log("written: bench/RESULTS.md");
   }
-  process.exit(0);
+  // Slow is a result; a lost connection is a fault.
+  const faults = lost(results);
+  if (faults !== "") console.error(`connections failed: ${faults}`);
+  process.exit(faults === "" ? 0 : 1);
+}
+
+/** Where one of our own lost connections: "rr through transplice: 3". */
+function lost(results: Results): string {
+  const found: string[] = [];
+  for (const [measure, rows] of results) {
+    for (const subject of ["direct", "limit", "transplice"] as const) {
+      const counts = (rows.get(subject) ?? []).map((numbers) => numbers["failed"] ?? 0);
+      const failed = counts.reduce((sum, one) => sum + one, 0);
+      if (failed > 0) found.push(`${measure} through ${subject}: ${failed}`);
+    }
+  }
+  return found.join(", ");
 }
 
 function choice<T extends string>(what: string, text: string | undefined, all: readonly T[]): T[] {
