@@ -45,7 +45,8 @@ export interface Script {
 }
 
 /** How much there is to say, one way. */
-export function drawBytes(random: Random): number {
+export function drawBytes(random: Random, bulk: boolean): number {
+  if (bulk) return random.between(0, random.pick([0, 100_000, 1_000_000]));
   const most = random.pick([0, 1, 200, 4000, 20_000, 100_000, 400_000]);
   return most <= 1 ? most : random.size(1, most);
 }
@@ -68,7 +69,11 @@ export function drawScript(random: Random, bytes: number, expected: number): Scr
     readMax: random.size(Math.ceil(1 + expected / readsMax), 100_000),
     readPauseUs,
     stall: random.chance(0.1)
-      ? { afterBytes: random.size(1, Math.max(1, expected)), us: random.chance(0.5) ? 5e6 : Infinity } : null,
+      ? {
+          afterBytes: random.size(1, Math.max(1, expected)),
+          us: random.chance(0.5) ? 5e6 : Infinity,
+        }
+      : null,
     urgent: random.chance(0.2),
     ending,
     leaves: {

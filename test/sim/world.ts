@@ -22,7 +22,7 @@ import { Random } from "./random.ts";
 import { type Address, type Route, Tcp } from "./tcp.ts";
 
 /** What the engine said of one tunnel, when it was over. */
-export interface Record {
+export interface Ended {
   readonly reason: string;
   /** errno, where the reason has one. */
   readonly detail: number;
@@ -42,7 +42,7 @@ interface Tunnel {
   readonly stream: number;
   client: Application | null;
   server: Application | null;
-  record: Record | null;
+  record: Ended | null;
 }
 
 const SHORTAGES: readonly number[] = [
@@ -99,9 +99,11 @@ export class World {
     const random = new Random(seed ^ 0x5eed);
     this.#random = random;
     const calm = random.chance(0.5);
-    const tunnels = random.size(1, 24);
+    // Some worlds are for bulk: few tunnels, much to say, and room for it.
+    const bulk = random.chance(0.15);
+    const tunnels = random.size(1, bulk ? 4 : 24);
     this.#scarce = random.chance(0.3);
-    this.limits = drawLimits(random, this.#scarce);
+    this.limits = drawLimits(random, bulk, this.#scarce);
     this.#proxyFailureChance = calm ? 0 : random.pick([0, 0.1]);
     this.drainMs = !calm && random.chance(0.1) ? random.size(1, 3000) : Infinity;
     this.cutMs = random.chance(0.5) ? this.drainMs + random.size(1, 3000) : Infinity;
@@ -110,7 +112,7 @@ export class World {
     this.tunnelsMax = random.chance(0.5) ? this.limits.tunnels : random.between(1, tunnels);
     // Listener, epoll, eventfd, and exactly what so many tunnels need; or some more.
     const fdsMax = calm ? 1000 : 6 + random.pick([2 * this.tunnelsMax, 20, 60, 1000]);
-    this.kernel = new SimulatedKernel({ ...drawKernel(random, seed, calm), fdsMax });
+    this.kernel = new SimulatedKernel({ ...drawKernel(random, seed, bulk, calm), fdsMax });
 
     this.listenerFamily = random.pick([AF_INET, AF_INET6]);
     this.listener = {
@@ -141,7 +143,7 @@ export class World {
       own: { listening: [sockaddr(this.listener)], local: [this.listener.bytes] },
       journalAll: true,
     };
-    for (let i = 0; i < tunnels; i++) this.#addTunnel(i, calm);
+    for (let i = 0; i < tunnels; i++) this.#addTunnel(i, bulk, calm);
     const direct = new Tcp(this.kernel.network);
     direct.local = { bytes: Uint8Array.of(203, 0, 113, 250), port: 1 };
     direct.onWake = () => this.#acceptDirect(direct);
@@ -181,7 +183,7 @@ export class World {
   }
 
   /** The engine has said of a tunnel, by its destination, that it is over. */
-  ended(destination: Address, record: Record): void {
+  ended(destination: Address, record: Ended): void {
     const tunnel = this.#find(destination);
     if (tunnel === undefined || tunnel.kind !== "redirected") return;
     assert.equal(tunnel.record, null, "a tunnel ended twice");
@@ -262,7 +264,7 @@ export class World {
   }
 
   /** Attempts are given up for a good reason, in time, and when the client has gone. */
-  #judgeAttempt(client: Application, { reason, detail, beganMs, endedMs }: Record): void {
+  #judgeAttempt(client: Application, { reason, detail, beganMs, endedMs }: Ended): void {
     const { dialMs, handshakeMs } = this.settings;
     const took = endedMs - beganMs;
     if (reason === "dial-failed" || reason === "dial-timeout") {
@@ -298,28 +300,29 @@ export class World {
     return addresses;
   }
 
-  #addTunnel(index: number, calm: boolean): void {
+  #addTunnel(index: number, bulk: boolean, calm: boolean): void {
     const random = this.#random;
     const kind = random.chance(0.04)
       ? random.pick(["not redirected", "to the listener"] as const) : "redirected";
     const wide = this.listenerFamily === AF_INET6 && random.chance(0.5);
     const bytes = wide ? ipv6(0x1000 + index) : Uint8Array.of(198, 51, 100, index);
-    const [up, down] = [drawBytes(random), drawBytes(random)];
+    const [up, down] = [drawBytes(random, bulk), drawBytes(random, bulk)];
     const [clientManners, serverManners] = random.pick(
       up > 0 && down > 0 ? CONVERSATIONS : [["freely", "freely"]] as const,
     );
+    const client = { ...drawScript(random, up, down), manners: clientManners };
+    // A server's urgent byte may be lost: see Session's #keepUrgentInline().
+    const server = { ...drawScript(random, down, up), manners: serverManners, urgent: false };
+    // One talks to a wall, and resets at last: what it said can never be delivered.
+    const toWall = random.chance(0.03) ? makeWall(client, server, random) : null;
     const destination =
       kind === "to the listener" ? this.listener : { bytes, port: 1000 + index };
     const tunnel: Tunnel = {
       kind,
       destination,
       name: nameOf(destination),
-      clientScript: { ...drawScript(random, up, down), manners: clientManners },
-      serverScript: {
-        ...drawScript(random, down, up), manners: serverManners,
-        // A server's urgent byte may be lost: see Session's #keepUrgentInline().
-        urgent: false,
-      },
+      clientScript: toWall?.[0] ?? client,
+      serverScript: toWall?.[1] ?? server,
       stream: random.between(1, 1 << 30),
       client: null, server: null, record: null,
     };
@@ -390,12 +393,24 @@ export class World {
   }
 }
 
+function makeWall(client: Script, server: Script, random: Random): [Script, Script] {
+  const talks = (script: Script): Script => ({
+    ...script, bytes: 1_000_000, chunkMax: 20_000, manners: "freely", ending: "reset", stall: null,
+    leaves: { afterBytes: Infinity, afterUs: random.size(1e5, 5e6) },
+  });
+  const hears = (script: Script): Script => ({
+    ...script, manners: "freely", ending: "hold",
+    stall: { afterBytes: random.size(1, 1000), us: Infinity },
+  });
+  return random.chance(0.5) ? [talks(client), hears(server)] : [hears(client), talks(server)];
+}
+
 const isOver = ({ client, server }: Tunnel): boolean =>
   client !== null && (client.over || client.deaf) &&
   (server === null || server.over || server.deaf);
 
 /** What `to` has seen of `from`. */
-function judgeDirection(from: Application, to: Application, { reason }: Record): void {
+function judgeDirection(from: Application, to: Application, { reason }: Ended): void {
   assert(to.received <= from.sent, "more came out than went in");
   if (to.sawEnd) {
     assert(from.tcp.hasFinished, "an end was seen that nobody had said");
@@ -421,7 +436,9 @@ function judgeDirection(from: Application, to: Application, { reason }: Record):
 const isPatient = (script: Script): boolean =>
   script.ending !== "hold" && script.stall?.us !== Infinity;
 
-function drawKernel(random: Random, seed: number, calm: boolean): KernelOptions {
+function drawKernel(
+  random: Random, seed: number, bulk: boolean, calm: boolean,
+): KernelOptions {
   const rare = (most: number) => random.pick([0, most / 10, most]);
   const slow = random.chance(0.2);
   return {
@@ -438,21 +455,25 @@ function drawKernel(random: Random, seed: number, calm: boolean): KernelOptions 
     interruptChance: rare(0.1),
     preemptionChance: rare(0.1),
     atOnceChance: random.pick([0, 0.5, 1]),
-    widePipes: random.pick([1000, 2, 0]),
+    widePipes: bulk ? 1000 : random.pick([1000, 2, 0]),
     pipeBytesMax: random.pick([1 << 16, 1 << 20]),
     latencyUs: slow ? [1000, 50_000] : [5, random.pick([20, 1000])],
-    sendBuffer: random.pick([[600, 600], [4000, 100_000], [200_000, 400_000]] as const),
-    receiveBuffer: random.pick([[600, 2000], [4000, 100_000], [200_000, 400_000]] as const),
+    sendBuffer: random.pick(bulk ? LARGE : [[600, 600], ...LARGE]),
+    receiveBuffer: random.pick(bulk ? LARGE : [[600, 2000], ...LARGE]),
     segmentBytesMax: random.pick([1460, 16_000, 65_536]),
   };
 }
 
+const LARGE: readonly (readonly [number, number])[] = [
+  [4000, 100_000], [200_000, 400_000],
+];
+
 /** Small, so that every one of them is reached. */
-function drawLimits(random: Random, scarce: boolean): Limits {
+function drawLimits(random: Random, bulk: boolean, scarce: boolean): Limits {
   const bufferBytes = random.pick([512, 2048, 16_384]);
   return {
     tunnels: 64,
-    pipes: random.pick([0, 1, 2, 20, 20]),
+    pipes: bulk ? random.pick([1, 20]) : random.pick([0, 1, 2, 20]),
     pipeBytes: random.pick([1 << 16, 1 << 18]),
     buffers: scarce ? random.pick([0, 0, 1, 3]) : 200,
     bufferBytes,

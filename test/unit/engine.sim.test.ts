@@ -137,7 +137,7 @@ function makeListener(kernel: SimulatedKernel, world: World): number {
 
 const one = process.env["SEED"];
 const first = one === undefined ? 1 : Number(one);
-const seeds = one === undefined ? Number(process.env["SEEDS"] ?? 2000) : 1;
+const seeds = one === undefined ? Number(process.env["SEEDS"] ?? 3000) : 1;
 
 it(`holds in ${seeds} simulated worlds from SEED=${first} on`, (t) => {
   const endings = new Map<string, number>();

@@ -798,6 +798,22 @@ describe("the simulated kernel does what Linux does:", () => {
     }
   });
 
+  it("an urgent byte with FIN behind it: splice says that this is the end", () => {
+    play((s) => {
+      const [a, b] = s.pair();
+      const [, write] = s.pipe();
+      s.sys.setsockopt(b, SOL_SOCKET, SO_OOBINLINE, 1);
+      s.send(a, "abc");
+      s.send(a, "D", MSG_OOB);
+      s.sys.shutdown(a, SHUT_WR);
+      s.settle();
+      s.splice(b, write);
+      s.splice(b, write);
+      s.recv(b);
+      s.recv(b);
+    });
+  });
+
   it("the lowest number that is free is given first", () => {
     play((s) => {
       const fds = [s.socket(), s.socket(), s.socket()];
