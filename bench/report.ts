@@ -148,9 +148,9 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
     "",
     "Written by `make bench`; see `bench/run.ts` for how it is measured. Medians of " +
       `${run.reps} repetitions of ${run.seconds} s each; in brackets the ratio to the limit, ` +
-      "paired by repetition: median, least-most. CPU is that of the relay's process, all threads. " +
-      "The limit is `bench/limit.c`: the same algorithm in C with nothing around it. transplice has " +
-      "one worker, redsocks and the limit have one thread; transocks takes all CPUs, as it does.",
+      "paired by repetition: median, least-most. CPU is the relay's own, all its threads. The " +
+      "limit is `bench/limit.c`: the same algorithm in C with nothing around it. transplice has " +
+      "one worker, redsocks and the limit have one thread; transocks takes all CPUs.",
     "",
     ...machine(run).map(([key, value]) => `- ${key}: ${value}`),
     "",
