@@ -1,15 +1,15 @@
 /**
  * Notices that a connection of our own was redirected back to us, before it eats every fd.
  *
- * With an upstream: a connection from this host to the upstream's own address is either a program
- * that uses that proxy by itself, or a dial of ours that came back. In a loop every dial comes
- * back, so no handshake with the upstream is ever completed: when several such connections came
- * and none was completed since, it is a loop. One a second is let through, to find its end.
+ * A redirect tells the original destination and keeps the source port, unless another connection
+ * through the same redirect had that port in the last two minutes. So an accepted connection is
+ * our own, for certain, if a socket of ours has its port and leads where it wanted to go. To learn
+ * a socket's port costs a call for each dial; it is spent where any destination may be our own
+ * dial (direct), and while somebody of this host connects to the upstream's own address.
  *
- * Without an upstream (direct) any destination may be our own dial. A redirect tells the original
- * destination and keeps the source port, unless another connection through the same redirect had
- * it in the last two minutes. So an accepted connection is our own if a socket of ours has its
- * port and leads where it wanted to go; a port that was changed is one more turn of the loop.
+ * Where ports were changed, silence tells: in a loop every dial comes back, so no handshake with
+ * the upstream is ever completed. When many connections from here to the upstream came and none
+ * was completed since, they are refused; but one a second is let through, to find the loop's end.
  *
  * What is noted stands in memory that all workers share.
  */
@@ -22,7 +22,8 @@ const PORTS = 65536;
 const UNANSWERED = PORTS;
 /** And the second (monotonic) in which one was let through. */
 const TRIED_SECOND = PORTS + 1;
-const UNANSWERED_MAX = 6;
+/** As many as a program that uses the upstream by itself may well open at once. */
+const UNANSWERED_MAX = 32;
 
 export const LOOPS_BYTES = (PORTS + 2) * 4;
 
@@ -39,10 +40,20 @@ export class Loops {
     this.#name = sys.memory(SOCKADDR_SIZE);
   }
 
+  /** Somebody of this host connects to the upstream, and it has not answered since. */
+  get suspicious(): boolean {
+    return this.#table[UNANSWERED] !== 0;
+  }
+
   /** A connection from this host to the upstream's own address: is it our own dial, come back? */
-  comesBack(nowMs: number): boolean {
-    if (Atomics.add(this.#table, UNANSWERED, 1) < UNANSWERED_MAX) return false;
-    Atomics.store(this.#table, UNANSWERED, UNANSWERED_MAX); // Counting on would overflow one day.
+  comesBack(
+    client: Uint8Array, clientAt: number, destination: Uint8Array, at: number, nowMs: number,
+  ): boolean {
+    const certain = this.leads(client, clientAt, destination, at);
+    const unanswered = Atomics.add(this.#table, UNANSWERED, 1) + 1;
+    if (!certain && unanswered <= UNANSWERED_MAX) return false;
+    Atomics.store(this.#table, UNANSWERED, UNANSWERED_MAX); // Until it answers.
+    if (certain) return true;
     const second = Math.floor(nowMs / 1000) | 0;
     return Atomics.exchange(this.#table, TRIED_SECOND, second) === second;
   }

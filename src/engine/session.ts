@@ -211,10 +211,10 @@ export class Session implements Task, Waiter {
     }
     if (bytes[destination] === AF_INET6 && isMapped(bytes, destination)) unmap(bytes, destination);
     if (own.isListener(bytes, destination)) return ending("own-address");
-    const suspicious = this.#upstream.isItself(bytes, destination)
-      ? own.isLocal(bytes, client) && loops.comesBack(nowMs)
+    const ours = this.#upstream.isItself(bytes, destination)
+      ? own.isLocal(bytes, client) && loops.comesBack(bytes, client, bytes, destination, nowMs)
       : loops.leads(bytes, client, bytes, destination) && own.isLocal(bytes, client);
-    return suspicious ? ending("loop") : null;
+    return ours ? ending("loop") : null;
   }
 
   /** SO_ORIGINAL_DST by the family of the connection, not of the listener: it may be dual-stack. */
@@ -252,7 +252,7 @@ export class Session implements Task, Waiter {
     result = sys.connect(fd, memory, at, length);
     if (result < 0 && result !== -EINPROGRESS) return this.#attemptFailed(-result);
 
-    if (direct) this.#notedPort = loops.note(fd, rows.bytes, at);
+    if (direct || loops.suspicious) this.#notedPort = loops.note(fd, memory.bytes, at);
     // A connection over loopback stands already, although connect() says EINPROGRESS.
     this.#greet();
   }

@@ -131,15 +131,32 @@ test("our own port is recognised by port and destination, and forgotten with its
   sys.close(fd);
 });
 
-test("connections to the upstream itself are a loop once several came and none was answered", () => {
+test("connections to the upstream itself are a loop once many came and none was answered", () => {
   const loops = new Loops(new SharedArrayBuffer(LOOPS_BYTES), sys, 1);
+  const [client, upstream] = [new Uint8Array(16).fill(2), new Uint8Array(16).fill(3)];
   const refused = (count: number, nowMs: number) =>
-    Array.from({ length: count }, () => loops.comesBack(nowMs)).filter(Boolean).length;
-  assert.equal(refused(6, 5000), 0, "a program may use the proxy by itself");
+    Array.from({ length: count }, () => loops.comesBack(client, 0, upstream, 0, nowMs)).filter(Boolean).length;
+  assert.equal(loops.suspicious, false);
+  assert.equal(refused(32, 5000), 0, "a program may use the proxy by itself");
+  assert.equal(loops.suspicious, true);
   loops.answered();
-  assert.equal(refused(6, 5000), 0);
+  assert.equal(loops.suspicious, false);
+  assert.equal(refused(32, 5000), 0);
   assert.equal(refused(100, 5100), 99, "one a second is let through");
   assert.equal(refused(100, 6100), 99);
   loops.answered();
-  assert.equal(refused(6, 6200), 0);
+  assert.equal(refused(32, 6200), 0);
+});
+
+test("a connection to the upstream from a port of our own is a loop at once", () => {
+  const loops = new Loops(new SharedArrayBuffer(LOOPS_BYTES), sys, 1);
+  const upstream = Uint8Array.of(2, 0, 4, 56, 192, 0, 2, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+  const fd = sys.socket(2, 1, 0);
+  const any = sys.memory(16);
+  any.bytes.set([2, 0, 0, 0, 127, 0, 0, 1]);
+  assert.equal(sys.bind(fd, any, 0, 16), 0);
+  const port = loops.note(fd, upstream, 0);
+  const client = Uint8Array.of(2, 0, port >> 8, port & 255, 192, 0, 2, 9, 0, 0, 0, 0, 0, 0, 0, 0);
+  assert.equal(loops.comesBack(client, 0, upstream, 0, 1000), true);
+  sys.close(fd);
 });
