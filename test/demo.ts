@@ -22,8 +22,10 @@ const BULK_PORT = 8080;
 const BULK_SECONDS = 3;
 
 const colours = process.stdout.isTTY === true && process.env["NO_COLOR"] === undefined;
-const paint = (code: number) => (words: string): string =>
-  colours ? `\x1b[${code}m${words}\x1b[0m` : words;
+const paint =
+  (code: number) =>
+  (words: string): string =>
+    colours ? `\x1b[${code}m${words}\x1b[0m` : words;
 const bold = paint(1);
 const dim = paint(2);
 const red = paint(31);
@@ -35,7 +37,11 @@ process.stdout.on("error", () => process.exit(0));
 const say = (line = ""): void => void process.stdout.write(`${line}\n`);
 
 async function demonstrate(): Promise<number> {
-  for (const [program, from] of [["unshare", "util-linux"], ["mount", "mount"], ["ip", "iproute2"]] as const) {
+  for (const [program, from] of [
+    ["unshare", "util-linux"],
+    ["mount", "mount"],
+    ["ip", "iproute2"],
+  ] as const) {
     if (!installed(program)) return fail(`The demo needs ${program} (Debian package ${from}).`);
   }
   await enter("run `sudo make demo`", "\nStopped. Nothing is left behind.\n");
@@ -69,10 +75,16 @@ async function show(): Promise<void> {
   const net = network();
   step("a private network: an application's host, a proxy's host, and an internet of its own");
 
-  const server = net.internet.spawn(process.execPath, [PROGRAM, "server"], { title: "the web server" });
-  const upstream = net.proxy.spawn(process.execPath, [PROGRAM, "upstream"], { title: "the upstream" });
+  const server = net.internet.spawn(process.execPath, [PROGRAM, "server"], {
+    title: "the web server",
+  });
+  const upstream = net.proxy.spawn(process.execPath, [PROGRAM, "upstream"], {
+    title: "the upstream",
+  });
   await Promise.all([server.says(/listening/), upstream.says(/listening/)]);
-  step(`a web server on ${FAMILIES.map((family) => SERVER[family]).join(" and ")}: documentation addresses, nobody's`);
+  step(
+    `a web server on ${FAMILIES.map((family) => SERVER[family]).join(" and ")}: documentation addresses, nobody's`,
+  );
   step(`a SOCKS5 upstream on ${text(PROXY[4], UPSTREAM_PORT)}`);
 
   const { backend, rules } = redirect(net.relay);
@@ -104,7 +116,9 @@ function redirect(host: Host): { backend: Backend; rules: Map<Family, Rules> } {
   const refusals = backends.map((backend) => refusal(backend, all));
   const backend = backends[refusals.indexOf(null)];
   if (backend === undefined) {
-    throw new Error(`This machine takes no rules that redirect (nft or iptables are needed):\n  ${refusals.join("\n  ")}`);
+    throw new Error(
+      `This machine takes no rules that redirect (nft or iptables are needed):\n  ${refusals.join("\n  ")}`,
+    );
   }
   const rules = FAMILIES.map((family) => {
     const destinations = [INTERNET[family === 4 ? 0 : 1]];
@@ -120,26 +134,40 @@ async function followOne(setting: Setting, family: Family): Promise<void> {
   const url = `http://${destination}/hello`;
   const before = rules.get(family)!.packets();
   const fetched = await fetchFrom(net.relay, url);
-  if (fetched.status !== 0) throw new Error(`the client failed: ${fetched.error}\n${relay.process.output}`);
+  if (fetched.status !== 0)
+    throw new Error(`the client failed: ${fetched.error}\n${relay.process.output}`);
   const seen = JSON.parse(String(fetched.body)) as Seen;
   const ended = await relay.ended(destination);
   const packets = rules.get(family)!.packets() - before;
   const asked = `CONNECT ${destination}`;
-  await eventually("the upstream has told what it was asked", () => upstream.output.includes(asked));
+  await eventually("the upstream has told what it was asked", () =>
+    upstream.output.includes(asked),
+  );
 
   const hops: [who: string, what: string][] = [
     [client(), `connected to ${bold(destination)} and was answered from there: ${url}`],
-    [backend, `counted ${packets} new ${packets === 1 ? "connection" : "connections"} and sent it to port ${LISTEN_PORT}`],
-    ["transplice", `client ${ended.client_addr} wanted ${bold(String(ended["dest_addr"]))}: ${ended.tx_bytes} bytes there, ` +
-      `${ended.rx_bytes} back, ${(ended.elapsed * 1000).toFixed(0)} ms, ${ended.reason}`],
+    [
+      backend,
+      `counted ${packets} new ${packets === 1 ? "connection" : "connections"} and sent it to port ${LISTEN_PORT}`,
+    ],
+    [
+      "transplice",
+      `client ${ended.client_addr} wanted ${bold(String(ended["dest_addr"]))}: ${ended.tx_bytes} bytes there, ` +
+        `${ended.rx_bytes} back, ${(ended.elapsed * 1000).toFixed(0)} ms, ${ended.reason}`,
+    ],
     ["SOCKS5 upstream", `was asked to ${bold(asked)}`],
-    ["web server", `saw a connection from ${bold(seen.peer)}, the upstream's host, to ${seen.local}`],
+    [
+      "web server",
+      `saw a connection from ${bold(seen.peer)}, the upstream's host, to ${seen.local}`,
+    ],
   ];
   say();
   say(bold(`IPv${family}`));
   for (const [i, [who, what]] of hops.entries()) {
     if (i > 0) say(cyan("  │"));
-    say(`${cyan(i === 0 ? "  ┌" : i === hops.length - 1 ? "  └" : "  ├")}${cyan("─")} ${bold(who.padEnd(16))} ${what}`);
+    say(
+      `${cyan(i === 0 ? "  ┌" : i === hops.length - 1 ? "  └" : "  ├")}${cyan("─")} ${bold(who.padEnd(16))} ${what}`,
+    );
   }
 }
 
@@ -149,11 +177,18 @@ async function download({ net, relay }: Setting): Promise<void> {
   const cpu = relay.process.cpuSeconds();
   const url = `http://${text(SERVER[4], BULK_PORT)}/`;
   const fetched = await fetchFrom(
-    net.relay, url, "--output", "/dev/null", "--max-time", `${BULK_SECONDS}`,
-    "--write-out", "%{size_download} %{time_total}",
+    net.relay,
+    url,
+    "--output",
+    "/dev/null",
+    "--max-time",
+    `${BULK_SECONDS}`,
+    "--write-out",
+    "%{size_download} %{time_total}",
   );
   const [bytes, seconds] = String(fetched.body).trim().split(" ").map(Number) as [number, number];
-  if (!(bytes > 0)) throw new Error(`the download failed: ${fetched.error}\n${relay.process.output}`);
+  if (!(bytes > 0))
+    throw new Error(`the download failed: ${fetched.error}\n${relay.process.output}`);
   const spent = relay.process.cpuSeconds() - cpu;
   const gigabytes = bytes / 1e9;
   say(
@@ -170,7 +205,8 @@ const client = (): string => (installed("curl") ? "curl" : "node");
 
 const installed = (program: string): boolean =>
   [...(process.env["PATH"] ?? "").split(":"), "/usr/sbin", "/sbin"].some((directory) =>
-    existsSync(`${directory}/${program}`));
+    existsSync(`${directory}/${program}`),
+  );
 
 async function fetchFrom(host: Host, url: string, ...args: string[]): Promise<Fetched> {
   if (installed("curl")) return curl(host, ...args, url);

@@ -7,8 +7,18 @@
 import { strict as assert } from "node:assert";
 import { createServer, isIPv6, type OnReadOpts, type Server, Socket } from "node:net";
 import {
-  AF_INET, AF_INET6, ECONNRESET, IPV6_V6ONLY, SO_ERROR, SO_REUSEADDR, SOCK_CLOEXEC, SOCK_NONBLOCK,
-  SOCK_STREAM, SOCKADDR_SIZE, SOL_IPV6, SOL_SOCKET,
+  AF_INET,
+  AF_INET6,
+  ECONNRESET,
+  IPV6_V6ONLY,
+  SO_ERROR,
+  SO_REUSEADDR,
+  SOCK_CLOEXEC,
+  SOCK_NONBLOCK,
+  SOCK_STREAM,
+  SOCKADDR_SIZE,
+  SOL_IPV6,
+  SOL_SOCKET,
 } from "../../native-bindings/constants.ts";
 import { linux } from "../../native-bindings/syscalls.ts";
 import type { Place } from "./sandbox.ts";
@@ -138,8 +148,12 @@ export class Peer {
       };
       const timer = setTimeout(() => {
         this.#waiting.delete(look);
-        reject(new Error(`${this.local} waited ${withinMs} ms in vain for ${what} from ` +
-          `${this.remote}; ${this.total} bytes came`));
+        reject(
+          new Error(
+            `${this.local} waited ${withinMs} ms in vain for ${what} from ` +
+              `${this.remote}; ${this.total} bytes came`,
+          ),
+        );
       }, withinMs);
       this.#waiting.add(look);
     });
@@ -155,7 +169,9 @@ export class Peer {
  * the same moment has been one: its peer has ended by a reset. A refused one is an error.
  */
 export async function connect(
-  host: Place, address: string, port: number,
+  host: Place,
+  address: string,
+  port: number,
   options: { reading?: boolean; onread?: OnReadOpts } = {},
 ): Promise<Peer> {
   const { onread } = options;
@@ -183,8 +199,11 @@ export class Listener {
 
   /** `serve` is called with each connection; without it, they are for accept(). */
   constructor(
-    host: Place, address: string, port: number,
-    serve?: (peer: Peer) => void, options: { reading?: boolean } = {},
+    host: Place,
+    address: string,
+    port: number,
+    serve?: (peer: Peer) => void,
+    options: { reading?: boolean } = {},
   ) {
     this.#server = createServer({ allowHalfOpen: true }, (socket) => {
       const peer = new Peer(socket, options);
@@ -206,7 +225,9 @@ export class Listener {
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => {
         this.#waiting.splice(this.#waiting.indexOf(take), 1);
-        reject(new Error(`no connection came to ${text(this.address, this.port)} in ${withinMs} ms`));
+        reject(
+          new Error(`no connection came to ${text(this.address, this.port)} in ${withinMs} ms`),
+        );
       }, withinMs);
       const take = (peer: Peer): void => {
         clearTimeout(timer);
@@ -255,7 +276,11 @@ export function boundSocket(host: Place, address: string, port: number): number 
 export function ipv6Bytes(address: string): number[] {
   const [head, tail] = address.split("::").map((half) => (half === "" ? [] : half.split(":")));
   const missing = 8 - head!.length - (tail?.length ?? 0);
-  const groups = [...head!, ...Array<string>(tail === undefined ? 0 : missing).fill("0"), ...(tail ?? [])];
+  const groups = [
+    ...head!,
+    ...Array<string>(tail === undefined ? 0 : missing).fill("0"),
+    ...(tail ?? []),
+  ];
   return groups.flatMap((group) => {
     const value = Number.parseInt(group, 16);
     return [value >> 8, value & 0xff];
@@ -266,11 +291,14 @@ export function ipv6Bytes(address: string): number[] {
 export const text = (address: string, port: number): string =>
   isIPv6(address) ? `[${address}]:${port}` : `${address}:${port}`;
 
-export const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
+export const sleep = (ms: number): Promise<void> =>
+  new Promise((resolve) => setTimeout(resolve, ms));
 
 /** Waits until a condition holds; fails, naming it, if it does not. */
 export async function eventually(
-  what: string, condition: () => boolean | Promise<boolean>, withinMs = PATIENCE_MS,
+  what: string,
+  condition: () => boolean | Promise<boolean>,
+  withinMs = PATIENCE_MS,
 ): Promise<void> {
   const deadline = Date.now() + withinMs;
   while (!(await condition())) {

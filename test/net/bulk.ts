@@ -46,7 +46,10 @@ function serve(address: string, port: number): void {
       response.end(digest);
     } else {
       response.setHeader("content-length", bytes);
-      send(bytes, response).then((of) => (digest = of), () => {});
+      send(bytes, response).then(
+        (of) => (digest = of),
+        () => {},
+      );
     }
   });
   server.listen(port, address, () => process.stdout.write("listening\n"));

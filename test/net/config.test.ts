@@ -35,7 +35,8 @@ format = "json"
   "socks5 with a password": 'proxy_url = "socks5://us%40er:p%3Aw@10.20.30.40:1080"\n',
   "http with a password": 'listen = ":1081"\nproxy_url = "http://user:pass@10.20.30.40:3128"\n',
   "no final newline": 'proxy_url = "http://proxy.example:3128"\n[log]\nlevel = "crit"',
-  "short level names": 'proxy_url = "socks5://[2001:db8::1]:1080"\n[log]\nlevel = "warn"\nformat = "logfmt"\n',
+  "short level names":
+    'proxy_url = "socks5://[2001:db8::1]:1080"\n[log]\nlevel = "warn"\nformat = "logfmt"\n',
 };
 
 for (const [name, content] of Object.entries(PREDECESSORS)) {
@@ -46,7 +47,9 @@ for (const [name, content] of Object.entries(PREDECESSORS)) {
 }
 
 scenario("check reports all problems at once, each with its line, and exits 1", async (stage) => {
-  const path = file("wrong.toml", `listen = "localhost"
+  const path = file(
+    "wrong.toml",
+    `listen = "localhost"
 proxy_urll = "socks5://10.20.30.40:1080"
 mode = "nat"
 [timeouts]
@@ -54,17 +57,27 @@ idle = "for ever"
 handshake = 10
 [log]
 levle = "info"
-`);
+`,
+  );
   const { status, stdout, stderr } = transplice(stage, "check", path);
   assert.equal(status, 1);
   const told = stdout + stderr;
-  for (const expected of [/:1\b.*listen/, /:2\b.*proxy_urll.*proxy_url/, /:3\b.*mode.*redirect/, /:5\b.*idle/, /:8\b.*levle.*level/]) {
+  for (const expected of [
+    /:1\b.*listen/,
+    /:2\b.*proxy_urll.*proxy_url/,
+    /:3\b.*mode.*redirect/,
+    /:5\b.*idle/,
+    /:8\b.*levle.*level/,
+  ]) {
     assert.match(told, expected);
   }
 });
 
 scenario("what does not start says why, and exits as documented", async (stage) => {
-  const valid = file("valid.toml", 'listen = "127.0.0.1:1081"\nproxy_url = "socks5://192.0.2.2:1080"\n');
+  const valid = file(
+    "valid.toml",
+    'listen = "127.0.0.1:1081"\nproxy_url = "socks5://192.0.2.2:1080"\n',
+  );
   const wrong = file("wrong.toml", 'proxy_url = "socks4://192.0.2.2:1080"\n');
   const cases: [args: string[], status: number, says: RegExp][] = [
     [["-f", `${DIRECTORY}/missing.toml`], 1, /missing\.toml/],
@@ -89,42 +102,73 @@ scenario("what does not start says why, and exits as documented", async (stage) 
   assert.match(taken.stderr, /127\.0\.0\.1:1081/);
 });
 
-for (const [dashes, format] of [["-", "plain"], ["--", "logfmt"], ["-", "json"]] as const) {
-  scenario(`${dashes}logfile, ${dashes}loglevel and ${dashes}logformat ${format} override the file`, async (stage) => {
-    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-    const upstream = stage.upstream({ protocol: "socks5" });
-    const log = `${DIRECTORY}/${format}.log`;
-    const path = file("flags.toml", `proxy_url = "${upstream.url()}"\n[log]\nlevel = "critical"\nformat = "plain"\n`);
-    const program = stage.spawn(
-      stage.net.relay, process.execPath, MAIN, "-f", path,
-      `${dashes}logfile`, log, `${dashes}loglevel=info`, `${dashes}logformat`, format,
-    );
-    const read = (): string => stage.net.relay.attempt("cat", [log]).stdout;
-    await eventually("it is ready", () => read().includes("ready"));
-    const client = await connect(stage.net.relay, SERVER[4], 80);
-    const { peer } = await upstream.accept();
-    client.finish("words");
-    await peer.rest();
-    peer.finish();
-    await eventually("the end is logged", () => read().includes("proxy ends"));
-    const lines = read().split("\n").filter((line) => line.includes("proxy starts"));
-    assert.equal(lines.length, 1, read());
-    const line = lines[0]!;
-    if (format === "plain") {
-      assert.match(line, /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z \S+ \S+ info: "proxy starts" .*dest_addr="198\.51\.100\.10:80"/);
-    } else if (format === "logfmt") {
-      assert.match(line, /topic=\S+ /);
-      assert.match(line, /message="proxy starts"/);
-      assert.match(line, /dest_addr="198\.51\.100\.10:80"/);
-    } else {
-      const entry = JSON.parse(line) as Record<string, unknown>;
-      assert.equal(entry["message"], "proxy starts");
-      assert.equal(entry["dest_addr"], "198.51.100.10:80");
-      for (const field of ["topic", "logged_at", "severity", "utsname", "client_addr", "request_id", "pid"]) {
-        assert.ok(field in entry, `${field} in ${line}`);
+for (const [dashes, format] of [
+  ["-", "plain"],
+  ["--", "logfmt"],
+  ["-", "json"],
+] as const) {
+  scenario(
+    `${dashes}logfile, ${dashes}loglevel and ${dashes}logformat ${format} override the file`,
+    async (stage) => {
+      stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+      const upstream = stage.upstream({ protocol: "socks5" });
+      const log = `${DIRECTORY}/${format}.log`;
+      const path = file(
+        "flags.toml",
+        `proxy_url = "${upstream.url()}"\n[log]\nlevel = "critical"\nformat = "plain"\n`,
+      );
+      const program = stage.spawn(
+        stage.net.relay,
+        process.execPath,
+        MAIN,
+        "-f",
+        path,
+        `${dashes}logfile`,
+        log,
+        `${dashes}loglevel=info`,
+        `${dashes}logformat`,
+        format,
+      );
+      const read = (): string => stage.net.relay.attempt("cat", [log]).stdout;
+      await eventually("it is ready", () => read().includes("ready"));
+      const client = await connect(stage.net.relay, SERVER[4], 80);
+      const { peer } = await upstream.accept();
+      client.finish("words");
+      await peer.rest();
+      peer.finish();
+      await eventually("the end is logged", () => read().includes("proxy ends"));
+      const lines = read()
+        .split("\n")
+        .filter((line) => line.includes("proxy starts"));
+      assert.equal(lines.length, 1, read());
+      const line = lines[0]!;
+      if (format === "plain") {
+        assert.match(
+          line,
+          /^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z \S+ \S+ info: "proxy starts" .*dest_addr="198\.51\.100\.10:80"/,
+        );
+      } else if (format === "logfmt") {
+        assert.match(line, /topic=\S+ /);
+        assert.match(line, /message="proxy starts"/);
+        assert.match(line, /dest_addr="198\.51\.100\.10:80"/);
+      } else {
+        const entry = JSON.parse(line) as Record<string, unknown>;
+        assert.equal(entry["message"], "proxy starts");
+        assert.equal(entry["dest_addr"], "198.51.100.10:80");
+        for (const field of [
+          "topic",
+          "logged_at",
+          "severity",
+          "utsname",
+          "client_addr",
+          "request_id",
+          "pid",
+        ]) {
+          assert.ok(field in entry, `${field} in ${line}`);
+        }
+        assert.equal(entry["type"], "access");
       }
-      assert.equal(entry["type"], "access");
-    }
-    assert.equal((await program.stop()).code, 0);
-  });
+      assert.equal((await program.stop()).code, 0);
+    },
+  );
 }

@@ -25,7 +25,10 @@ async function setting(stage: Stage, script: Script, settings: Settings = {}): P
   const upstream = stage.upstream(script);
   const userinfo = script.credentials === undefined ? "" : "alice:s3cret@";
   const relay = await stage.relay({
-    listen: "localhost:1081", proxy_url: upstream.url(userinfo), workers: 1, ...settings,
+    listen: "localhost:1081",
+    proxy_url: upstream.url(userinfo),
+    workers: 1,
+    ...settings,
   });
   return { relay, upstream };
 }
@@ -50,7 +53,10 @@ for (const protocol of PROTOCOLS) {
     far.write("an answer, ");
     await sleep(100);
     far.finish("and the rest of it");
-    assert.deepEqual(await client.rest(), { data: Buffer.from("an answer, and the rest of it"), end: "fin" });
+    assert.deepEqual(await client.rest(), {
+      data: Buffer.from("an answer, and the rest of it"),
+      end: "fin",
+    });
     const ended = await it.relay.ended(DESTINATION);
     assert.equal(ended.reason, "finished");
     assert.equal(ended.tx_bytes, 8);
@@ -71,31 +77,37 @@ for (const protocol of PROTOCOLS) {
     assert.equal((await it.relay.ended(DESTINATION)).reason, "finished");
   });
 
-  scenario(`${protocol}: the server's reset is a reset to the client, after all bytes`, async (stage) => {
-    const it = await setting(stage, { protocol });
-    const { client, far } = await tunnel(stage, it);
-    far.write(Buffer.alloc(5_000, "a"));
-    await eventually("the bytes have come", () => client.total === 5_000);
-    far.reset();
-    const { data, end } = await client.rest();
-    assert.deepEqual({ bytes: data.length, end }, { bytes: 5_000, end: "reset" });
-    const ended = await it.relay.ended(DESTINATION);
-    assert.equal(ended.reason, "server-reset");
-    assert.equal(ended.severity, "info", "an ordinary end is no error");
-  });
+  scenario(
+    `${protocol}: the server's reset is a reset to the client, after all bytes`,
+    async (stage) => {
+      const it = await setting(stage, { protocol });
+      const { client, far } = await tunnel(stage, it);
+      far.write(Buffer.alloc(5_000, "a"));
+      await eventually("the bytes have come", () => client.total === 5_000);
+      far.reset();
+      const { data, end } = await client.rest();
+      assert.deepEqual({ bytes: data.length, end }, { bytes: 5_000, end: "reset" });
+      const ended = await it.relay.ended(DESTINATION);
+      assert.equal(ended.reason, "server-reset");
+      assert.equal(ended.severity, "info", "an ordinary end is no error");
+    },
+  );
 
-  scenario(`${protocol}: the client's reset is a reset to the server, after all bytes`, async (stage) => {
-    const it = await setting(stage, { protocol });
-    const { client, far } = await tunnel(stage, it);
-    client.write(Buffer.alloc(5_000, "a"));
-    await eventually("the bytes have come", () => far.total === 5_000);
-    client.reset();
-    const { data, end } = await far.rest();
-    assert.deepEqual({ bytes: data.length, end }, { bytes: 5_000, end: "reset" });
-    const ended = await it.relay.ended(DESTINATION);
-    assert.equal(ended.reason, "client-reset");
-    assert.equal(ended.severity, "info", "an ordinary end is no error");
-  });
+  scenario(
+    `${protocol}: the client's reset is a reset to the server, after all bytes`,
+    async (stage) => {
+      const it = await setting(stage, { protocol });
+      const { client, far } = await tunnel(stage, it);
+      client.write(Buffer.alloc(5_000, "a"));
+      await eventually("the bytes have come", () => far.total === 5_000);
+      client.reset();
+      const { data, end } = await far.rest();
+      assert.deepEqual({ bytes: data.length, end }, { bytes: 5_000, end: "reset" });
+      const ended = await it.relay.ended(DESTINATION);
+      assert.equal(ended.reason, "client-reset");
+      assert.equal(ended.severity, "info", "an ordinary end is no error");
+    },
+  );
 
   scenario(`${protocol}: a refused destination is a reset, never a clean end`, async (stage) => {
     const refuse = protocol === "http" ? 502 : 5;
@@ -106,48 +118,58 @@ for (const protocol of PROTOCOLS) {
     assertReset(fetched);
     const ended = await it.relay.ended(DESTINATION);
     assert.equal(ended.reason, protocol === "http" ? "upstream-status" : "upstream-refused");
-    assert.match(JSON.stringify(ended), protocol === "http" ? /502/ : /refused/i, "the reply is told");
+    assert.match(
+      JSON.stringify(ended),
+      protocol === "http" ? /502/ : /refused/i,
+      "the reply is told",
+    );
   });
 }
 
 // The relay is stopped while bytes and reset arrive: it finds both at once, and the kernel would
 // tell of the reset first.
 for (const bytes of [10, 5_000, 100_000]) {
-  scenario(`a reset right behind ${bytes} bytes from the server loses none of them`, async (stage) => {
-    const it = await setting(stage, { protocol: "socks5" });
-    const { client, far } = await tunnel(stage, it);
-    client.write("warm");
-    await far.read(4);
-    far.write("warm");
-    await client.read(4);
-    it.relay.process.signal("SIGSTOP");
-    await sleep(50);
-    far.write(Buffer.alloc(bytes, "a"));
-    await acknowledged(stage, stage.net.proxy, far);
-    far.reset();
-    await sleep(50);
-    it.relay.process.signal("SIGCONT");
-    const { data, end } = await client.rest();
-    assert.deepEqual({ bytes: data.length, end }, { bytes, end: "reset" });
-  });
+  scenario(
+    `a reset right behind ${bytes} bytes from the server loses none of them`,
+    async (stage) => {
+      const it = await setting(stage, { protocol: "socks5" });
+      const { client, far } = await tunnel(stage, it);
+      client.write("warm");
+      await far.read(4);
+      far.write("warm");
+      await client.read(4);
+      it.relay.process.signal("SIGSTOP");
+      await sleep(50);
+      far.write(Buffer.alloc(bytes, "a"));
+      await acknowledged(stage, stage.net.proxy, far);
+      far.reset();
+      await sleep(50);
+      it.relay.process.signal("SIGCONT");
+      const { data, end } = await client.rest();
+      assert.deepEqual({ bytes: data.length, end }, { bytes, end: "reset" });
+    },
+  );
 
-  scenario(`a reset right behind ${bytes} bytes from the client loses none of them`, async (stage) => {
-    const it = await setting(stage, { protocol: "socks5" });
-    const { client, far } = await tunnel(stage, it);
-    client.write("warm");
-    await far.read(4);
-    far.write("warm");
-    await client.read(4);
-    it.relay.process.signal("SIGSTOP");
-    await sleep(50);
-    client.write(Buffer.alloc(bytes, "a"));
-    await acknowledged(stage, stage.net.relay, client);
-    client.reset();
-    await sleep(50);
-    it.relay.process.signal("SIGCONT");
-    const { data, end } = await far.rest();
-    assert.deepEqual({ bytes: data.length, end }, { bytes, end: "reset" });
-  });
+  scenario(
+    `a reset right behind ${bytes} bytes from the client loses none of them`,
+    async (stage) => {
+      const it = await setting(stage, { protocol: "socks5" });
+      const { client, far } = await tunnel(stage, it);
+      client.write("warm");
+      await far.read(4);
+      far.write("warm");
+      await client.read(4);
+      it.relay.process.signal("SIGSTOP");
+      await sleep(50);
+      client.write(Buffer.alloc(bytes, "a"));
+      await acknowledged(stage, stage.net.relay, client);
+      client.reset();
+      await sleep(50);
+      it.relay.process.signal("SIGCONT");
+      const { data, end } = await far.rest();
+      assert.deepEqual({ bytes: data.length, end }, { bytes, end: "reset" });
+    },
+  );
 }
 
 /** Waits until the other side's kernel has all that was written. */
@@ -156,7 +178,12 @@ async function acknowledged(stage: Stage, host: Stage["net"]["relay"], peer: Pee
   const port = peer.socket.localPort;
   const remote = peer.socket.remotePort;
   await eventually("all bytes are acknowledged", () => {
-    const sockets = host.run("ss", ["-Htn", "state", "established", `( sport = :${port} and dport = :${remote} )`]);
+    const sockets = host.run("ss", [
+      "-Htn",
+      "state",
+      "established",
+      `( sport = :${port} and dport = :${remote} )`,
+    ]);
     return peer.socket.writableLength === 0 && /^\s*\d+\s+0\s/.test(sockets);
   });
 }
@@ -171,30 +198,46 @@ scenario("a half-closed connection is reset when the other end resets", async (s
   await it.relay.ended(DESTINATION);
 });
 
-scenario("a client that has sent and ended before the upstream answers is served", async (stage) => {
-  for (const protocol of PROTOCOLS) {
-    const port = protocol === "http" ? 3128 : 1080;
-    const upstream = stage.upstream({ protocol, trickle: true }, PROXY[4], port);
-    const listen = protocol === "http" ? 1082 : 1081;
-    const relay = await stage.relay({ listen: `localhost:${listen}`, proxy_url: upstream.url(), workers: 1 });
-    const rules = stage.intercept({ mode: "redirect", from: "local", port: listen, destinations: [`198.51.100.${listen - 1000}/32`] });
-    const client = await connect(stage.net.relay, `198.51.100.${listen - 1000}`, 80);
-    client.finish("all I have");
-    const { peer } = await upstream.accept();
-    assert.deepEqual(await peer.rest(), { data: Buffer.from("all I have"), end: "fin" });
-    peer.finish("thanks");
-    assert.deepEqual(await client.rest(), { data: Buffer.from("thanks"), end: "fin" });
-    assert.equal(rules.packets(), 1);
-    await relay.ended(`198.51.100.${listen - 1000}:80`);
-  }
-});
+scenario(
+  "a client that has sent and ended before the upstream answers is served",
+  async (stage) => {
+    for (const protocol of PROTOCOLS) {
+      const port = protocol === "http" ? 3128 : 1080;
+      const upstream = stage.upstream({ protocol, trickle: true }, PROXY[4], port);
+      const listen = protocol === "http" ? 1082 : 1081;
+      const relay = await stage.relay({
+        listen: `localhost:${listen}`,
+        proxy_url: upstream.url(),
+        workers: 1,
+      });
+      const rules = stage.intercept({
+        mode: "redirect",
+        from: "local",
+        port: listen,
+        destinations: [`198.51.100.${listen - 1000}/32`],
+      });
+      const client = await connect(stage.net.relay, `198.51.100.${listen - 1000}`, 80);
+      client.finish("all I have");
+      const { peer } = await upstream.accept();
+      assert.deepEqual(await peer.rest(), { data: Buffer.from("all I have"), end: "fin" });
+      peer.finish("thanks");
+      assert.deepEqual(await client.rest(), { data: Buffer.from("thanks"), end: "fin" });
+      assert.equal(rules.packets(), 1);
+      await relay.ended(`198.51.100.${listen - 1000}:80`);
+    }
+  },
+);
 
 const SILENCES: { script: Script; title: string }[] = [
   { title: "SOCKS5, after the connection", script: { protocol: "socks5", silentAt: "accept" } },
   { title: "SOCKS5, after the greeting", script: { protocol: "socks5", silentAt: "greeting" } },
   {
     title: "SOCKS5, after the password",
-    script: { protocol: "socks5", silentAt: "authentication", credentials: { username: "alice", password: "s3cret" } },
+    script: {
+      protocol: "socks5",
+      silentAt: "authentication",
+      credentials: { username: "alice", password: "s3cret" },
+    },
   },
   { title: "SOCKS5, after the request", script: { protocol: "socks5", silentAt: "request" } },
   { title: "HTTP, after the connection", script: { protocol: "http", silentAt: "accept" } },
@@ -208,8 +251,10 @@ for (const { title, script } of SILENCES) {
       const client = await newClient(stage);
       client.write("hello?");
       assert.equal(await client.ending(5_000), "reset");
-      const failed = await it.relay.logged("the failure", (entry) => entry["dest_addr"] === DESTINATION &&
-        /fail/.test(entry.message));
+      const failed = await it.relay.logged(
+        "the failure",
+        (entry) => entry["dest_addr"] === DESTINATION && /fail/.test(entry.message),
+      );
       assert.equal(failed.severity, "error");
       // Reset at once, it may look as if it had never stood.
       assert.match(String(failed["reason"]), /^(upstream-closed|dial-failed)$/);
@@ -225,8 +270,10 @@ for (const { title, script } of SILENCES) {
     const waited = Date.now() - began;
     assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
     await eventually("the upstream is let go", () => it.upstream.peers[0]!.end !== null);
-    const failed = await it.relay.logged("the failure", (entry) => entry["dest_addr"] === DESTINATION &&
-      /fail/.test(entry.message));
+    const failed = await it.relay.logged(
+      "the failure",
+      (entry) => entry["dest_addr"] === DESTINATION && /fail/.test(entry.message),
+    );
     assert.equal(failed.severity, "error");
     assert.match(JSON.stringify(failed), /handshake|time/);
   });
@@ -248,7 +295,9 @@ for (const family of [4, 6] as const) {
   scenario(`IPv${family}: a black-holed upstream is given up at the deadline`, async (stage) => {
     stage.intercept({ mode: "redirect", from: "local", port: 1081 });
     const relay = await stage.relay({
-      listen: "localhost:1081", proxy_url: `socks5://${text(BLACK_HOLE[family], 1080)}`, workers: 1,
+      listen: "localhost:1081",
+      proxy_url: `socks5://${text(BLACK_HOLE[family], 1080)}`,
+      workers: 1,
       timeouts: { dial: "1s" },
     });
     const idleFds = relay.process.fds();
@@ -257,7 +306,9 @@ for (const family of [4, 6] as const) {
     assert.equal(await client.ending(), "reset");
     const waited = Date.now() - began;
     assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
-    const failed = await relay.logged("the failure", (entry) => /failed to connect/.test(entry.message));
+    const failed = await relay.logged("the failure", (entry) =>
+      /failed to connect/.test(entry.message),
+    );
     assert.equal(failed.severity, "error");
     await eventually("all is given back", () => relay.process.fds() <= idleFds);
   });
@@ -266,7 +317,9 @@ for (const family of [4, 6] as const) {
 scenario("a client that leaves while the upstream is dialled ends the attempt", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const relay = await stage.relay({
-    listen: "localhost:1081", proxy_url: `socks5://${text(BLACK_HOLE[4], 1080)}`, workers: 1,
+    listen: "localhost:1081",
+    proxy_url: `socks5://${text(BLACK_HOLE[4], 1080)}`,
+    workers: 1,
     timeouts: { dial: "60s" },
   });
   const idleFds = relay.process.fds();
@@ -278,10 +331,15 @@ scenario("a client that leaves while the upstream is dialled ends the attempt", 
 
 scenario("a refused upstream is a reset at once", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const relay = await stage.relay({ listen: "localhost:1081", proxy_url: `socks5://${text(PROXY[4], 9)}` });
+  const relay = await stage.relay({
+    listen: "localhost:1081",
+    proxy_url: `socks5://${text(PROXY[4], 9)}`,
+  });
   const client = await newClient(stage);
   assert.equal(await client.ending(), "reset");
-  const failed = await relay.logged("the failure", (entry) => /failed to connect/.test(entry.message));
+  const failed = await relay.logged("the failure", (entry) =>
+    /failed to connect/.test(entry.message),
+  );
   assert.equal(failed.severity, "error");
   assert.match(JSON.stringify(failed), /ECONNREFUSED|refused/);
 });
@@ -289,27 +347,39 @@ scenario("a refused upstream is a reset at once", async (stage) => {
 const BULK = 48 << 20;
 
 for (const direction of ["down", "up"] as const) {
-  scenario(`a slow reader (${direction}) gets all, and the relay keeps little of it`, async (stage) => {
-    const it = await setting(stage, { protocol: "socks5" });
-    const client = await connect(stage.net.relay, SERVER[4], 80, { reading: direction === "up" });
-    const { peer: far } = await it.upstream.accept();
-    const [from, to] = direction === "down" ? [far, client] : [client, far];
-    if (direction === "up") far.socket.pause();
-    const before = it.relay.process.residentKiB();
-    const block = Buffer.alloc(1 << 20, "z");
-    for (let sent = 0; sent < BULK; sent += block.length) from.write(block);
-    from.finish();
-    await sleep(1_000);
-    assert.ok(from.socket.writableLength > BULK / 4, "the relay has taken nearly all: it buffers");
-    assert.ok(it.relay.process.residentKiB() - before < 16_384, "resident memory has grown by 16 MiB");
-    const cpu = it.relay.process.cpuSeconds();
-    await sleep(500);
-    assert.ok(it.relay.process.cpuSeconds() - cpu < 0.2, "the relay spins while the reader sleeps");
-    if (direction === "down") client.resume();
-    else far.socket.resume();
-    await to.ending(30_000);
-    assert.deepEqual({ bytes: to.total, end: to.end }, { bytes: BULK, end: "fin" });
-  });
+  scenario(
+    `a slow reader (${direction}) gets all, and the relay keeps little of it`,
+    async (stage) => {
+      const it = await setting(stage, { protocol: "socks5" });
+      const client = await connect(stage.net.relay, SERVER[4], 80, { reading: direction === "up" });
+      const { peer: far } = await it.upstream.accept();
+      const [from, to] = direction === "down" ? [far, client] : [client, far];
+      if (direction === "up") far.socket.pause();
+      const before = it.relay.process.residentKiB();
+      const block = Buffer.alloc(1 << 20, "z");
+      for (let sent = 0; sent < BULK; sent += block.length) from.write(block);
+      from.finish();
+      await sleep(1_000);
+      assert.ok(
+        from.socket.writableLength > BULK / 4,
+        "the relay has taken nearly all: it buffers",
+      );
+      assert.ok(
+        it.relay.process.residentKiB() - before < 16_384,
+        "resident memory has grown by 16 MiB",
+      );
+      const cpu = it.relay.process.cpuSeconds();
+      await sleep(500);
+      assert.ok(
+        it.relay.process.cpuSeconds() - cpu < 0.2,
+        "the relay spins while the reader sleeps",
+      );
+      if (direction === "down") client.resume();
+      else far.socket.resume();
+      await to.ending(30_000);
+      assert.deepEqual({ bytes: to.total, end: to.end }, { bytes: BULK, end: "fin" });
+    },
+  );
 }
 
 scenario("an idle connection ends at its deadline, a busy one does not", async (stage) => {
@@ -327,7 +397,10 @@ scenario("an idle connection ends at its deadline, a busy one does not", async (
   clearInterval(beat);
   await busy.client.ending();
   await eventually("both are logged", () => it.relay.ends().length === 2);
-  assert.deepEqual(it.relay.ends().map((end) => end.reason), ["idle-timeout", "idle-timeout"]);
+  assert.deepEqual(
+    it.relay.ends().map((end) => end.reason),
+    ["idle-timeout", "idle-timeout"],
+  );
 });
 
 scenario("a half-closed connection ends at its deadline, a busy one does not", async (stage) => {
@@ -355,7 +428,10 @@ scenario("a half-closed connection ends at its deadline, a busy one does not", a
   open.far.finish();
   await eventually("all are logged", () => it.relay.ends().length === 3);
   assert.deepEqual(
-    it.relay.ends().map((end) => end.reason).sort(),
+    it.relay
+      .ends()
+      .map((end) => end.reason)
+      .sort(),
     ["finished", "finished", "half-closed-timeout"],
   );
 });

@@ -39,8 +39,26 @@ export function intercept(host: Host, backend: Backend, what: Interception): Rul
   // TPROXY needs that packets to foreign addresses, once marked, are delivered here.
   for (const family of familiesOf(what)) {
     const all = family === "-4" ? "0.0.0.0/0" : "::/0";
-    host.run("ip", [family, "rule", "add", "fwmark", `${TPROXY_MARK}`, "lookup", `${TPROXY_TABLE}`]);
-    host.run("ip", [family, "route", "replace", "local", all, "dev", "lo", "table", `${TPROXY_TABLE}`]);
+    host.run("ip", [
+      family,
+      "rule",
+      "add",
+      "fwmark",
+      `${TPROXY_MARK}`,
+      "lookup",
+      `${TPROXY_TABLE}`,
+    ]);
+    host.run("ip", [
+      family,
+      "route",
+      "replace",
+      "local",
+      all,
+      "dev",
+      "lo",
+      "table",
+      `${TPROXY_TABLE}`,
+    ]);
   }
   return {
     packets: rules.packets,
@@ -75,8 +93,9 @@ export function refusal(backend: Backend, what: Interception): string | null {
 const isIPv6 = (network: string): boolean => network.includes(":");
 const destinationsOf = (what: Interception): readonly string[] =>
   (what.destinations ?? INTERNET).filter((network) => haveIPv6() || !isIPv6(network));
-const familiesOf = (what: Interception): ("-4" | "-6")[] =>
-  [...new Set(destinationsOf(what).map((to) => (isIPv6(to) ? "-6" : "-4")))];
+const familiesOf = (what: Interception): ("-4" | "-6")[] => [
+  ...new Set(destinationsOf(what).map((to) => (isIPv6(to) ? "-6" : "-4"))),
+];
 
 function withNft(host: Host, what: Interception): Rules {
   const table = `intercept_${tables++}`;
@@ -88,8 +107,10 @@ function withNft(host: Host, what: Interception): Rules {
   const capture = (to: string, ip: string): string => `${ip} daddr ${to} meta l4proto tcp`;
   const hand = (to: string, ip: string): string => {
     const here = ip === "ip6" ? "[::1]" : "127.0.0.1";
-    return `${capture(to, ip)} counter tproxy ${ip} to ${here}:${what.port} ` +
-      `meta mark set ${TPROXY_MARK} accept`;
+    return (
+      `${capture(to, ip)} counter tproxy ${ip} to ${here}:${what.port} ` +
+      `meta mark set ${TPROXY_MARK} accept`
+    );
   };
   const chains = [];
   if (what.mode === "redirect") {
@@ -124,7 +145,8 @@ function withNft(host: Host, what: Interception): Rules {
 
 function withIptables(host: Host, backend: Backend, what: Interception): Rules {
   const rules: { command: string; table: string; chain: string; rule: string[] }[] = [];
-  const spare = what.exceptMark === undefined ? [] : ["-m", "mark", "!", "--mark", `${what.exceptMark}`];
+  const spare =
+    what.exceptMark === undefined ? [] : ["-m", "mark", "!", "--mark", `${what.exceptMark}`];
   for (const to of destinationsOf(what)) {
     const command = isIPv6(to) ? backend.replace("iptables", "ip6tables") : backend;
     const match = ["-p", "tcp", "-d", to];
@@ -136,9 +158,20 @@ function withIptables(host: Host, backend: Backend, what: Interception): Rules {
     }
     const here = isIPv6(to) ? "::1" : "127.0.0.1";
     rules.push({
-      command, table: "mangle", chain: "PREROUTING",
-      rule: [...match, "-j", "TPROXY", "--on-ip", here, "--on-port", `${what.port}`,
-        "--tproxy-mark", `${TPROXY_MARK}`],
+      command,
+      table: "mangle",
+      chain: "PREROUTING",
+      rule: [
+        ...match,
+        "-j",
+        "TPROXY",
+        "--on-ip",
+        here,
+        "--on-port",
+        `${what.port}`,
+        "--tproxy-mark",
+        `${TPROXY_MARK}`,
+      ],
     });
     if (what.from === "local") {
       const rule = [...match, ...spare, "-j", "MARK", "--set-mark", `${TPROXY_MARK}`];

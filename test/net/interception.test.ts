@@ -24,13 +24,18 @@ function webServers(stage: Stage): void {
 /** Both lines that the log has of a connection, and that they agree with what happened. */
 async function assertLogged(relay: Relay, destination: string, client: string): Promise<void> {
   const ended = await relay.ended(destination);
-  const started = relay.log().find(
-    (entry) => entry.message === "proxy starts" && entry["request_id"] === ended["request_id"],
-  );
+  const started = relay
+    .log()
+    .find(
+      (entry) => entry.message === "proxy starts" && entry["request_id"] === ended["request_id"],
+    );
   assert.ok(started !== undefined, "the log has the start of the connection");
   assert.equal(started["dest_addr"], destination);
   assert.ok(ended.client_addr.startsWith(client.replace(/:\d+$/, "")), ended.client_addr);
-  assert.ok(ended.tx_bytes > 50 && ended.rx_bytes > 50, `${ended.tx_bytes}, ${ended.rx_bytes} bytes`);
+  assert.ok(
+    ended.tx_bytes > 50 && ended.rx_bytes > 50,
+    `${ended.tx_bytes}, ${ended.rx_bytes} bytes`,
+  );
   assert.equal(ended.reason, "finished");
 }
 
@@ -56,10 +61,16 @@ for (const mode of ["redirect", "tproxy"] as const) {
           const listen = LISTEN[`${mode} ${from}`];
           const relay = await stage.relay({ listen, proxy_url: upstream.url(), mode, workers: 1 });
           const destination = text(SERVER[family], 80);
-          const seen = await visit(stage.net[from === "local" ? "relay" : "lan"], `http://${destination}/`);
+          const seen = await visit(
+            stage.net[from === "local" ? "relay" : "lan"],
+            `http://${destination}/`,
+          );
           assert.equal(seen.peer, PROXY[family], "the server sees the proxy");
           assert.equal(seen.local, destination);
-          assert.deepEqual(upstream.requests.map(({ host, port }) => text(host, port)), [destination]);
+          assert.deepEqual(
+            upstream.requests.map(({ host, port }) => text(host, port)),
+            [destination],
+          );
           assert.ok(rules.packets() > 0, "the rules have counted the connection");
           const client = from === "local" ? RELAY[family] : LAN[family];
           await assertLogged(relay, destination, text(client, 1));
@@ -88,7 +99,10 @@ for (const mode of ["redirect", "tproxy"] as const) {
         await relay.ended(destination);
       }
       const addresses = relay.ends().flatMap((end) => [end.client_addr, end.dest_addr]);
-      assert.ok(addresses.every((address) => !address.includes("ffff:")), addresses.join());
+      assert.ok(
+        addresses.every((address) => !address.includes("ffff:")),
+        addresses.join(),
+      );
     });
   }
 }
@@ -114,7 +128,13 @@ scenario("several listeners serve side by side", async (stage) => {
 scenario("everything is redirected, but for our own mark", async (stage) => {
   webServers(stage);
   const everywhere = ["0.0.0.0/0", "::/0"];
-  stage.intercept({ mode: "redirect", from: "local", port: 1081, destinations: everywhere, exceptMark: 0x1081 });
+  stage.intercept({
+    mode: "redirect",
+    from: "local",
+    port: 1081,
+    destinations: everywhere,
+    exceptMark: 0x1081,
+  });
   const upstream = stage.upstream({ protocol: "socks5", dials: true });
   await stage.relay({ listen: "localhost:1081", proxy_url: upstream.url(), mark: 0x1081 });
   for (const family of FAMILIES) {
@@ -127,7 +147,11 @@ scenario("400 clients at once each get their own answer", async (stage) => {
   webServers(stage);
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5" });
-  const relay = await stage.relay({ listen: "localhost:1081", proxy_url: upstream.url(), workers: 2 });
+  const relay = await stage.relay({
+    listen: "localhost:1081",
+    proxy_url: upstream.url(),
+    workers: 2,
+  });
   const clients = await Promise.all(
     Array.from({ length: 400 }, async (_, i) => {
       const client = await connect(stage.net.relay, SERVER[i % 2 === 0 ? 4 : 6], 1_000 + i);

@@ -53,7 +53,8 @@ export function network(): Network {
   for (const host of [relay, proxy]) {
     host.route("default", "192.0.2.3");
     host.route("default", "2001:db8:2::3");
-    for (const name of ["all", "default", "wan", "lo"]) host.sysctl(`net.ipv4.conf.${name}.rp_filter`, 0);
+    for (const name of ["all", "default", "wan", "lo"])
+      host.sysctl(`net.ipv4.conf.${name}.rp_filter`, 0);
   }
   lan.route("default", "10.7.0.1");
   lan.route("default", "fd07::1");

@@ -45,7 +45,8 @@ export class Process {
     });
     const keep = (chunk: Buffer): void => {
       this.output += chunk.toString("utf8");
-      if (this.output.length > OUTPUT_BYTES_KEPT) this.output = this.output.slice(-OUTPUT_BYTES_KEPT / 2);
+      if (this.output.length > OUTPUT_BYTES_KEPT)
+        this.output = this.output.slice(-OUTPUT_BYTES_KEPT / 2);
       for (const listener of [...this.#onOutput]) listener();
     };
     this.#child.stdout!.on("data", (chunk: Buffer) => {
@@ -80,7 +81,11 @@ export class Process {
       const look = (): void => {
         if (found(this.output)) done(resolve);
         else if (this.exit !== null && this.#child.stdout!.destroyed) {
-          done(() => reject(new Error(`${this.title} ended (${describe(this.exit!)}) before it said ${what}`)));
+          done(() =>
+            reject(
+              new Error(`${this.title} ended (${describe(this.exit!)}) before it said ${what}`),
+            ),
+          );
         }
       };
       const done = (settle: () => void): void => {
@@ -134,7 +139,9 @@ export class Process {
 
   /** Resident memory in KiB. */
   residentKiB(): number {
-    return Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${this.pid}/status`, "utf8"))?.[1] ?? 0);
+    return Number(
+      /VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${this.pid}/status`, "utf8"))?.[1] ?? 0,
+    );
   }
 
   /** User and system time since it started, in seconds. */

@@ -55,14 +55,18 @@ export const dante: Proxy = {
     const files = directory("dante");
     if (account !== null) {
       // Dante knows the system's accounts only.
-      const hash = execFileSync("openssl", ["passwd", "-6", account.password], { encoding: "utf8" });
+      const hash = execFileSync("openssl", ["passwd", "-6", account.password], {
+        encoding: "utf8",
+      });
       const entry = `${account.username}:x:0:0::/:/bin/false`;
       shadowAdding("/etc/passwd", entry);
       shadowAdding("/etc/shadow", `${account.username}:${hash.trim()}:19000:0:99999:7:::`);
     }
     const everybody = "from: 0/0 to: 0/0";
     const everybodyIPv6 = "from: ::/0 to: ::/0";
-    writeFileSync(`${files}/danted.conf`, `
+    writeFileSync(
+      `${files}/danted.conf`,
+      `
       logoutput: stderr
       internal.protocol: ipv4 ipv6
       internal: ${address} port = ${port}
@@ -77,7 +81,8 @@ export const dante: Proxy = {
       client pass { ${everybodyIPv6} }
       socks pass { ${everybody} log: connect error }
       socks pass { ${everybodyIPv6} log: connect error }
-    `);
+    `,
+    );
     return host.spawn("/usr/sbin/danted", ["-f", `${files}/danted.conf`, "-p", `${files}/pid`]);
   },
 };
@@ -90,7 +95,9 @@ export const squid: Proxy = {
     const files = directory("squid");
     let access = "http_access allow all";
     if (account !== null) {
-      const hash = execFileSync("openssl", ["passwd", "-apr1", account.password], { encoding: "utf8" });
+      const hash = execFileSync("openssl", ["passwd", "-apr1", account.password], {
+        encoding: "utf8",
+      });
       writeFileSync(`${files}/users`, `${account.username}:${hash}`);
       access = `
 auth_param basic program /usr/lib/squid/basic_ncsa_auth ${files}/users
@@ -99,7 +106,9 @@ acl known proxy_auth REQUIRED
 http_access allow known
 http_access deny all`;
     }
-    writeFileSync(`${files}/squid.conf`, `
+    writeFileSync(
+      `${files}/squid.conf`,
+      `
 http_port ${text(address, port)}
 ${access}
 cache deny all
@@ -112,7 +121,8 @@ visible_hostname proxy
 pinger_enable off
 icp_port 0
 max_filedescriptors 1024
-`);
+`,
+    );
     return asSomebody(host, "/usr/sbin/squid", ["-N", "-f", `${files}/squid.conf`]);
   },
 };
@@ -123,14 +133,17 @@ export const tinyproxy: Proxy = {
   paths: ["/usr/bin/tinyproxy"],
   start(host, address, port, account) {
     const files = directory("tinyproxy");
-    writeFileSync(`${files}/tinyproxy.conf`, `
+    writeFileSync(
+      `${files}/tinyproxy.conf`,
+      `
 Port ${port}
 Listen ${address}
 Timeout 600
 MaxClients 200
 LogLevel Info
 ${account === null ? "" : `BasicAuth ${account.username} ${account.password}`}
-`);
+`,
+    );
     return host.spawn("/usr/bin/tinyproxy", ["-d", "-c", `${files}/tinyproxy.conf`]);
   },
 };
@@ -143,7 +156,10 @@ export const absence = (proxy: Proxy): string | null =>
 
 /** Waits until something listens there. */
 export async function listening(
-  program: Process, from: Host, address: string, port: number,
+  program: Process,
+  from: Host,
+  address: string,
+  port: number,
 ): Promise<void> {
   await eventually(`${program.title} listens on ${text(address, port)}`, async () => {
     if (program.exit !== null) throw new Error(`${program.title} ended before it listened`);

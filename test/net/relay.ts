@@ -81,9 +81,7 @@ export class Relay {
   }
 
   /** Waits for a line of the log. */
-  async logged(
-    what: string, wanted: (entry: Entry) => boolean, withinMs = 10_000,
-  ): Promise<Entry> {
+  async logged(what: string, wanted: (entry: Entry) => boolean, withinMs = 10_000): Promise<Entry> {
     let found: Entry | undefined;
     await eventually(
       `the log has ${what}`,
@@ -142,7 +140,8 @@ export class Relay {
   }
 }
 
-export const isReloaded = (entry: Entry): boolean => entry.message === "the configuration is taken on";
+export const isReloaded = (entry: Entry): boolean =>
+  entry.message === "the configuration is taken on";
 
 /** Asks workers for what they would not do by themselves: see fault.ts. */
 export class Faults {
@@ -206,4 +205,3 @@ export function toml(settings: Settings): string {
   }
   return `${lines.join("\n")}\n`;
 }
-

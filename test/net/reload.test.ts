@@ -31,7 +31,9 @@ async function short(stage: Stage): Promise<string> {
 
 /** So many short connections, some at a time, while the disturbance goes on. Answers the losses. */
 async function underLoad(
-  stage: Stage, connections: number, disturb: (done: () => number) => Promise<void>,
+  stage: Stage,
+  connections: number,
+  disturb: (done: () => number) => Promise<void>,
 ): Promise<string[]> {
   let started = 0;
   let done = 0;
@@ -48,31 +50,40 @@ async function underLoad(
   return losses;
 }
 
-scenario("2,000 connections under 8 reloads: none is lost", async (stage) => {
-  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
-  const settings = { listen: LISTEN, proxy_url: upstream.url(), workers: 2, log: { level: "info" } };
-  const relay = await stage.relay(settings);
-  const long = await newClient(stage);
-  long.write("before");
-  await long.read(6);
-  const losses = await underLoad(stage, 2_000, async (done) => {
-    for (let i = 1; i <= 8; i++) {
-      await eventually("load", () => done() >= i * 200, 60_000);
-      // Each time something else: time-outs, the number of listeners, nothing at all.
-      relay.configure({
-        ...settings,
-        listen: i % 3 === 1 ? [LISTEN, "127.0.0.1:1090"] : LISTEN,
-        timeouts: { idle: `${i}h` },
-      });
-      await relay.reload();
-    }
-  });
-  assert.deepEqual(losses, []);
-  long.finish("after");
-  assert.equal(String((await long.rest()).data), "after", "a long connection lives through all");
-  assert.equal((await relay.stop()).code, 0);
-}, { timeoutMs: 120_000 });
+scenario(
+  "2,000 connections under 8 reloads: none is lost",
+  async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+    const settings = {
+      listen: LISTEN,
+      proxy_url: upstream.url(),
+      workers: 2,
+      log: { level: "info" },
+    };
+    const relay = await stage.relay(settings);
+    const long = await newClient(stage);
+    long.write("before");
+    await long.read(6);
+    const losses = await underLoad(stage, 2_000, async (done) => {
+      for (let i = 1; i <= 8; i++) {
+        await eventually("load", () => done() >= i * 200, 60_000);
+        // Each time something else: time-outs, the number of listeners, nothing at all.
+        relay.configure({
+          ...settings,
+          listen: i % 3 === 1 ? [LISTEN, "127.0.0.1:1090"] : LISTEN,
+          timeouts: { idle: `${i}h` },
+        });
+        await relay.reload();
+      }
+    });
+    assert.deepEqual(losses, []);
+    long.finish("after");
+    assert.equal(String((await long.rest()).data), "after", "a long connection lives through all");
+    assert.equal((await relay.stop()).code, 0);
+  },
+  { timeoutMs: 120_000 },
+);
 
 scenario("a broken file on HUP: told with its line, and nothing changes", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
@@ -90,10 +101,19 @@ scenario("a broken file on HUP: told with its line, and nothing changes", async 
     const losses = await underLoad(stage, 50, async () => {
       relay.process.signal("SIGHUP");
       await eventually("it is told", () =>
-        relay.log().slice(before).some((entry) => entry.severity === "error"));
+        relay
+          .log()
+          .slice(before)
+          .some((entry) => entry.severity === "error"),
+      );
     });
     assert.deepEqual(losses, []);
-    const told = JSON.stringify(relay.log().slice(before).filter((entry) => entry.severity === "error"));
+    const told = JSON.stringify(
+      relay
+        .log()
+        .slice(before)
+        .filter((entry) => entry.severity === "error"),
+    );
     if (broken.includes("idel")) assert.match(told, /idel.*idle|idle.*idel/);
     assert.match(told, new RegExp(`${relay.file}:\\d+|line`), "with the file and the line");
   }
@@ -125,7 +145,10 @@ scenario("HUP adds listeners and takes them away", async (stage) => {
   moved.remove();
   moved.remove = () => {};
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  await eventually("the old listener is gone", async () => (await short(stage)) === "connect: ECONNREFUSED");
+  await eventually(
+    "the old listener is gone",
+    async () => (await short(stage)) === "connect: ECONNREFUSED",
+  );
   long.finish("pong");
   assert.equal(String((await long.rest()).data), "pong", "its connections live on");
 });
@@ -139,7 +162,12 @@ scenario("a listener that cannot be had on HUP: told, and nothing changes", asyn
   relay.configure({ ...settings, listen: [LISTEN, "127.0.0.1:1085"] });
   const before = relay.log().length;
   relay.process.signal("SIGHUP");
-  await eventually("it is told", () => relay.log().slice(before).some((entry) => entry.severity === "error"));
+  await eventually("it is told", () =>
+    relay
+      .log()
+      .slice(before)
+      .some((entry) => entry.severity === "error"),
+  );
   assert.match(JSON.stringify(relay.log().slice(before)), /127\.0\.0\.1:1085/);
   assert.equal(await short(stage), "");
 });
@@ -183,7 +211,11 @@ scenario("USR1 after a rename: a new file is begun, and no line is lost", async 
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const file = `${PRIVATE}/rotated.log`;
-  const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), log: { filename: file } });
+  const relay = await stage.relay({
+    listen: LISTEN,
+    proxy_url: upstream.url(),
+    log: { filename: file },
+  });
   const rotated: string[] = [file];
   const losses = await underLoad(stage, 1_000, async (done) => {
     for (let i = 1; i <= 4; i++) {
@@ -202,48 +234,63 @@ scenario("USR1 after a rename: a new file is begun, and no line is lost", async 
   });
   assert.deepEqual(losses, []);
   const entries = () => rotated.flatMap((each) => entriesOf(readFileSync(each, "utf8")));
-  await eventually("all ends are there", () =>
-    entries().filter((entry) => entry.message === "proxy ends").length >= 1_000);
+  await eventually(
+    "all ends are there",
+    () => entries().filter((entry) => entry.message === "proxy ends").length >= 1_000,
+  );
   for (const message of ["proxy starts", "proxy ends"]) {
-    const ids = entries().filter((entry) => entry.message === message).map((entry) => entry["request_id"]);
+    const ids = entries()
+      .filter((entry) => entry.message === message)
+      .map((entry) => entry["request_id"]);
     assert.equal(ids.length, 1_000, message);
     assert.equal(new Set(ids).size, 1_000, "each its own request_id");
   }
 });
 
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
-  scenario(`${signal}: new connections are refused at once, running ones finish, exit 0`, async (stage) => {
-    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-    const upstream = stage.upstream({ protocol: "socks5", echoes: true });
-    const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), workers: 2 });
-    const running = await Promise.all(Array.from({ length: 10 }, () => newClient(stage)));
-    const names = running.map((client) => client.local);
-    for (const client of running) {
-      client.write("ping");
-      await client.read(4);
-    }
-    relay.process.signal(signal);
-    await eventually("new connections are refused", async () => (await short(stage)) === "connect: ECONNREFUSED", 5_000);
-    for (const [i, client] of running.entries()) {
-      client.write(`still ${i}`);
-      assert.equal(String(await client.read(7)), `still ${i}`);
-    }
-    await sleep(300);
-    assert.equal(relay.process.exit, null, "it waits for them");
-    for (const client of running) {
-      client.finish("bye");
-      assert.equal(String((await client.rest()).data), "bye");
-    }
-    assert.deepEqual(await exitWithin(relay, 5_000), { code: 0, signal: null });
-    const ended = relay.ends().map((end) => end.client_addr);
-    for (const name of names) assert.ok(ended.includes(name), `${name} is logged`);
-  });
+  scenario(
+    `${signal}: new connections are refused at once, running ones finish, exit 0`,
+    async (stage) => {
+      stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+      const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+      const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), workers: 2 });
+      const running = await Promise.all(Array.from({ length: 10 }, () => newClient(stage)));
+      const names = running.map((client) => client.local);
+      for (const client of running) {
+        client.write("ping");
+        await client.read(4);
+      }
+      relay.process.signal(signal);
+      await eventually(
+        "new connections are refused",
+        async () => (await short(stage)) === "connect: ECONNREFUSED",
+        5_000,
+      );
+      for (const [i, client] of running.entries()) {
+        client.write(`still ${i}`);
+        assert.equal(String(await client.read(7)), `still ${i}`);
+      }
+      await sleep(300);
+      assert.equal(relay.process.exit, null, "it waits for them");
+      for (const client of running) {
+        client.finish("bye");
+        assert.equal(String((await client.rest()).data), "bye");
+      }
+      assert.deepEqual(await exitWithin(relay, 5_000), { code: 0, signal: null });
+      const ended = relay.ends().map((end) => end.client_addr);
+      for (const name of names) assert.ok(ended.includes(name), `${name} is logged`);
+    },
+  );
 }
 
 scenario("the drain ends at its deadline: what is left is reset, exit 0", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
-  const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), timeouts: { drain: "1s" } });
+  const relay = await stage.relay({
+    listen: LISTEN,
+    proxy_url: upstream.url(),
+    timeouts: { drain: "1s" },
+  });
   const client = await newClient(stage);
   client.write("ping");
   await client.read(4);
@@ -291,9 +338,5 @@ scenario("SIGPIPE does not matter, nor does a closed standard error", async (sta
 });
 
 async function exitWithin(relay: Relay, ms: number): Promise<unknown> {
-  return Promise.race([
-    relay.process.exited,
-    sleep(ms).then(() => `still there after ${ms} ms`),
-  ]);
+  return Promise.race([relay.process.exited, sleep(ms).then(() => `still there after ${ms} ms`)]);
 }
-

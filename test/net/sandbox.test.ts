@@ -19,8 +19,12 @@ for (const family of FAMILIES) {
     const { internet, relay, proxy } = stage.net;
     const server = stage.listen(internet, SERVER[family], 7000);
     // At the same moment, so that one could be taken for the other.
-    const both = await Promise.all([relay, proxy].map((host) => connect(host, SERVER[family], 7000)));
-    const peers = [await server.accept(), await server.accept()].map((peer) => peer.socket.remoteAddress);
+    const both = await Promise.all(
+      [relay, proxy].map((host) => connect(host, SERVER[family], 7000)),
+    );
+    const peers = [await server.accept(), await server.accept()].map(
+      (peer) => peer.socket.remoteAddress,
+    );
     assert.deepEqual(peers.sort(), [RELAY[family], PROXY[family]].sort());
     for (const peer of both) peer.destroy();
   });
@@ -34,7 +38,12 @@ for (const family of FAMILIES) {
   for (const backend of BACKENDS) {
     scenario(`IPv${family}: ${backend} redirects, counts and forgets`, async (stage) => {
       const { relay } = stage.net;
-      const what = { mode: "redirect", from: "local", port: 1081, destinations: [SERVER[family]] } as const;
+      const what = {
+        mode: "redirect",
+        from: "local",
+        port: 1081,
+        destinations: [SERVER[family]],
+      } as const;
       const rules = stage.intercept(what, backend);
       const listener = stage.listen(relay, family === 4 ? "127.0.0.1" : "::1", 1081);
       const client = await connect(relay, SERVER[family], 80);

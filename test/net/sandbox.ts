@@ -55,8 +55,16 @@ export async function enter(remedy = "run it as root", farewell = ""): Promise<v
   }
   const inner = spawn(
     "unshare",
-    [...how.flags, "sh", "-c", FIRST_PROCESS, "sandbox", process.execPath, ...process.execArgv,
-      ...process.argv.slice(1)],
+    [
+      ...how.flags,
+      "sh",
+      "-c",
+      FIRST_PROCESS,
+      "sandbox",
+      process.execPath,
+      ...process.execArgv,
+      ...process.argv.slice(1),
+    ],
     {
       stdio: ["pipe", "inherit", "inherit"],
       env: { ...process.env, [INSIDE]: how.name, TMPDIR: `${PRIVATE}/tmp`, HOME: `${PRIVATE}/tmp` },
@@ -176,7 +184,9 @@ export class Host implements Place {
   }
 
   attempt(
-    command: string, args: readonly string[] = [], input?: string,
+    command: string,
+    args: readonly string[] = [],
+    input?: string,
   ): { status: number | null; stdout: string; stderr: string } {
     const options = { encoding: "utf8", timeout: 30_000, maxBuffer: 1 << 28 } as const;
     const result = this.within(() =>
@@ -187,7 +197,10 @@ export class Host implements Place {
   }
 
   /** As attempt(), but the actors of this process go on meanwhile. */
-  async execute(command: string, ...args: string[]): Promise<{ status: number | null; output: string }> {
+  async execute(
+    command: string,
+    ...args: string[]
+  ): Promise<{ status: number | null; output: string }> {
     const program = this.spawn(command, args);
     const timer = setTimeout(() => program.kill(), 30_000);
     const { code } = await program.exited;

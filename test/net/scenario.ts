@@ -73,7 +73,8 @@ export class Stage {
 
   /** Rules on the relay host. Without a dialect: any that this machine has. */
   intercept(what: Interception, dialect?: Backend): Rules {
-    const backends = dialect === undefined ? (["nft", "iptables-nft", "iptables-legacy"] as const) : [dialect];
+    const backends =
+      dialect === undefined ? (["nft", "iptables-nft", "iptables-legacy"] as const) : [dialect];
     const reasons = backends.map((backend) => refusal(backend, what));
     const usable = backends[reasons.indexOf(null)];
     if (usable === undefined) this.skip(reasons.join("; "));
@@ -111,7 +112,9 @@ export class Stage {
 }
 
 export function scenario(
-  name: string, play: (stage: Stage) => Promise<void>, { timeoutMs = SCENARIO_MS } = {},
+  name: string,
+  play: (stage: Stage) => Promise<void>,
+  { timeoutMs = SCENARIO_MS } = {},
 ): void {
   test(name, { timeout: timeoutMs }, async (context) => {
     const stage = new Stage(context);
@@ -129,4 +132,3 @@ export function scenario(
     }
   });
 }
-

@@ -167,17 +167,16 @@ export class Upstream {
     const basic = /^proxy-authorization: basic (\S+)/im.exec(header)?.[1];
     const pair = basic === undefined ? null : String(Buffer.from(basic, "base64"));
     const colon = pair?.indexOf(":") ?? 0;
-    const credentials = pair === null
-      ? null
-      : { username: pair.slice(0, colon), password: pair.slice(colon + 1) };
+    const credentials =
+      pair === null ? null : { username: pair.slice(0, colon), password: pair.slice(colon + 1) };
     const request = {
       host: (target?.[1] ?? "").replaceAll(/[[\]]/g, ""),
       port: Number(target?.[2]),
       credentials,
       header,
     };
-    const right = credentials?.username === wanted?.username &&
-      credentials?.password === wanted?.password;
+    const right =
+      credentials?.username === wanted?.username && credentials?.password === wanted?.password;
     if (wanted !== undefined && !right) {
       this.requests.push(request);
       peer.finish(this.#reply(407));
@@ -201,7 +200,9 @@ export class Upstream {
       },
     };
     let far: Peer | null = null;
-    far = await connect(this.#host, request.host, request.port, { onread, reading: false }).catch(() => null);
+    far = await connect(this.#host, request.host, request.port, { onread, reading: false }).catch(
+      () => null,
+    );
     if (far === null) {
       peer.finish(this.#reply(http ? 502 : REFUSED));
       return;
@@ -210,7 +211,10 @@ export class Upstream {
     far.socket.resume();
     peer.socket.removeAllListeners("data");
     peer.socket.pipe(far.socket, { end: false });
-    for (const [from, to] of [[peer, far], [far, peer]] as const) {
+    for (const [from, to] of [
+      [peer, far],
+      [far, peer],
+    ] as const) {
       from.socket.once("end", () => (from.end === "reset" ? to.reset() : to.finish()));
       from.socket.once("error", () => to.reset());
     }
@@ -219,9 +223,10 @@ export class Upstream {
   #reply(code: number): Buffer {
     const { protocol, status = "200 Connection established", banner = "" } = this.#script;
     const granted = code === SUCCEEDED;
-    const reply = protocol === "socks5"
-      ? Buffer.from([5, code, 0, 1, 192, 0, 2, 2, 0x12, 0x34])
-      : Buffer.from(granted ? `HTTP/1.1 ${status}\r\n\r\n` : `HTTP/1.1 ${code} No\r\n\r\n`);
+    const reply =
+      protocol === "socks5"
+        ? Buffer.from([5, code, 0, 1, 192, 0, 2, 2, 0x12, 0x34])
+        : Buffer.from(granted ? `HTTP/1.1 ${status}\r\n\r\n` : `HTTP/1.1 ${code} No\r\n\r\n`);
     return granted ? Buffer.concat([reply, Buffer.from(banner)]) : reply;
   }
 

@@ -9,7 +9,16 @@ import { fileURLToPath } from "node:url";
 import { connect, eventually, sleep, text } from "./actors.ts";
 import { BLACK_HOLE, FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import {
-  absence, type Account, asSomebody, dante, listening, microsocks, type Proxy, PROXIES, squid, tinyproxy,
+  absence,
+  type Account,
+  asSomebody,
+  dante,
+  listening,
+  microsocks,
+  type Proxy,
+  PROXIES,
+  squid,
+  tinyproxy,
 } from "./proxies.ts";
 import { type Host, PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
@@ -41,7 +50,12 @@ function webServers(stage: Stage): void {
   }
 }
 
-async function start(stage: Stage, proxy: Proxy, account: Account | null, address: string = PROXY[4]): Promise<void> {
+async function start(
+  stage: Stage,
+  proxy: Proxy,
+  account: Account | null,
+  address: string = PROXY[4],
+): Promise<void> {
   const missing = absence(proxy);
   if (missing !== null) stage.skip(missing);
   const program = stage.keep(proxy.start(stage.net.proxy, address, PORT, account));
@@ -86,7 +100,10 @@ for (const proxy of PROXIES) {
     const relay = await stage.relay({ listen: LISTEN, proxy_url: url });
     const seen = await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
     assert.equal(seen.peer, PROXY[4]);
-    assert.ok(!relay.process.output.includes(encodeURIComponent(account.password)), "the log has the password");
+    assert.ok(
+      !relay.process.output.includes(encodeURIComponent(account.password)),
+      "the log has the password",
+    );
   });
 
   scenario(`${name} refuses a wrong password: a reset, and an error in the log`, async (stage) => {
@@ -97,7 +114,9 @@ for (const proxy of PROXIES) {
       const relay = await stage.relay({ listen: LISTEN, proxy_url: url });
       const fetched = await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
       assertReset(fetched);
-      const failed = await relay.logged("the refusal", (entry) => /failed to connect/.test(entry.message));
+      const failed = await relay.logged("the refusal", (entry) =>
+        /failed to connect/.test(entry.message),
+      );
       assert.equal(failed.severity, "error");
       assert.ok(!relay.process.output.includes("wr0ng"), "the log has the password");
       await relay.stop();
@@ -124,30 +143,36 @@ for (const protocol of PROTOCOLS) {
       if (protocol === "http") {
         const target = text(SERVER[6], 443);
         assert.ok(request.header.startsWith(`CONNECT ${target} HTTP/1.1\r\n`), request.header);
-        assert.match(request.header, new RegExp(`^host: ${target.replaceAll(/[[\]]/g, "\\$&")}\r$`, "im"));
+        assert.match(
+          request.header,
+          new RegExp(`^host: ${target.replaceAll(/[[\]]/g, "\\$&")}\r$`, "im"),
+        );
       }
       client.destroy();
     });
   }
 
-  scenario(`${protocol}: a server that speaks first is heard, its words glued to the reply or not`, async (stage) => {
-    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-    const banner = "220 mail.example ESMTP\r\n";
-    for (const trickle of [false, true]) {
-      const upstream = stage.upstream({ protocol, banner, trickle });
-      const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
-      const client = await connect(stage.net.relay, SERVER[4], 25);
-      assert.equal(await client.readUntil("\r\n"), banner);
-      const { peer } = await upstream.accept();
-      client.write("EHLO me\r\n");
-      assert.equal(await peer.readUntil("\r\n"), "EHLO me\r\n");
-      client.finish();
-      peer.finish();
-      assert.equal((await relay.ended(text(SERVER[4], 25))).rx_bytes, banner.length);
-      await relay.stop();
-      upstream.close();
-    }
-  });
+  scenario(
+    `${protocol}: a server that speaks first is heard, its words glued to the reply or not`,
+    async (stage) => {
+      stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+      const banner = "220 mail.example ESMTP\r\n";
+      for (const trickle of [false, true]) {
+        const upstream = stage.upstream({ protocol, banner, trickle });
+        const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
+        const client = await connect(stage.net.relay, SERVER[4], 25);
+        assert.equal(await client.readUntil("\r\n"), banner);
+        const { peer } = await upstream.accept();
+        client.write("EHLO me\r\n");
+        assert.equal(await peer.readUntil("\r\n"), "EHLO me\r\n");
+        client.finish();
+        peer.finish();
+        assert.equal((await relay.ended(text(SERVER[4], 25))).rx_bytes, banner.length);
+        await relay.stop();
+        upstream.close();
+      }
+    },
+  );
 }
 
 scenario("HTTP: any 2xx is success, however long its header", async (stage) => {
@@ -169,7 +194,10 @@ for (const protocol of PROTOCOLS) {
     shadowAdding("/etc/hosts", `${PROXY[4]} upstream.test\n${PROXY[6]} upstream6.test`);
     webServers(stage);
     stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-    for (const [name, family] of [["upstream.test", 4], ["upstream6.test", 6]] as const) {
+    for (const [name, family] of [
+      ["upstream.test", 4],
+      ["upstream6.test", 6],
+    ] as const) {
       const upstream = stage.upstream({ protocol, dials: true }, PROXY[family]);
       const relay = await stage.relay({ listen: LISTEN, proxy_url: `${protocol}://${name}:1080` });
       await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
@@ -187,7 +215,9 @@ scenario("of an upstream's addresses the first is dead: the next is taken", asyn
   for (const dead of ["192.0.2.12", BLACK_HOLE[4]]) {
     shadowAdding("/etc/hosts", `${dead} several.test\n${PROXY[4]} several.test`);
     const relay = await stage.relay({
-      listen: LISTEN, proxy_url: "socks5://several.test:1080", timeouts: { dial: "4s" },
+      listen: LISTEN,
+      proxy_url: "socks5://several.test:1080",
+      timeouts: { dial: "4s" },
     });
     for (let i = 0; i < 3; i++) {
       const seen = await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
@@ -197,32 +227,37 @@ scenario("of an upstream's addresses the first is dead: the next is taken", asyn
   }
 });
 
-scenario("an upstream whose name is unknown: reset, and said; served once it is known", async (stage) => {
-  shadowAdding("/etc/hosts", "");
-  webServers(stage);
-  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  stage.upstream({ protocol: "socks5", dials: true });
-  const relay = await stage.relay({ listen: LISTEN, proxy_url: "socks5://late.test:1080" });
-  const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
-  assertReset(refused);
-  await relay.logged("the unknown name", (entry) => JSON.stringify(entry).includes("late.test"));
-  shadowAdding("/etc/hosts", `${PROXY[4]} late.test`);
-  await eventually(
-    "it is served",
-    async () => {
-      await sleep(200);
-      return (await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`)).status === 0;
-    },
-    30_000,
-  );
-});
+scenario(
+  "an upstream whose name is unknown: reset, and said; served once it is known",
+  async (stage) => {
+    shadowAdding("/etc/hosts", "");
+    webServers(stage);
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    stage.upstream({ protocol: "socks5", dials: true });
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: "socks5://late.test:1080" });
+    const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`);
+    assertReset(refused);
+    await relay.logged("the unknown name", (entry) => JSON.stringify(entry).includes("late.test"));
+    shadowAdding("/etc/hosts", `${PROXY[4]} late.test`);
+    await eventually(
+      "it is served",
+      async () => {
+        await sleep(200);
+        return (await curl(stage.net.relay, `http://${text(SERVER[4], 80)}/`)).status === 0;
+      },
+      30_000,
+    );
+  },
+);
 
 scenario("pipelined: greeting, password and request come in one write", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const credentials = { username: "alice", password: "s3cret" };
   const silent = stage.upstream({ protocol: "socks5", silentAt: "greeting", credentials });
   const relay = await stage.relay({
-    listen: LISTEN, proxy_url: silent.url("alice:s3cret@"), upstream: { pipelined: true },
+    listen: LISTEN,
+    proxy_url: silent.url("alice:s3cret@"),
+    upstream: { pipelined: true },
   });
   const client = await connect(stage.net.relay, SERVER[4], 80);
   const whole = 3 + 3 + "alice".length + "s3cret".length + 10;
@@ -234,10 +269,15 @@ scenario("pipelined: greeting, password and request come in one write", async (s
   webServers(stage);
   const willing = stage.upstream({ protocol: "socks5", credentials, dials: true });
   await stage.relay({
-    listen: LISTEN, proxy_url: willing.url("alice:s3cret@"), upstream: { pipelined: true },
+    listen: LISTEN,
+    proxy_url: willing.url("alice:s3cret@"),
+    upstream: { pipelined: true },
   });
   for (const family of FAMILIES) {
-    assert.equal((await visit(stage.net.relay, `http://${text(SERVER[family], 80)}/`)).peer, PROXY[family]);
+    assert.equal(
+      (await visit(stage.net.relay, `http://${text(SERVER[family], 80)}/`)).peer,
+      PROXY[family],
+    );
   }
 });
 
@@ -247,28 +287,39 @@ scenario("danted can be spoken to pipelined", async (stage) => {
   await start(stage, dante, null);
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   await stage.relay({
-    listen: LISTEN, proxy_url: `socks5://${PROXY[4]}:${PORT}`, upstream: { pipelined: true },
+    listen: LISTEN,
+    proxy_url: `socks5://${PROXY[4]}:${PORT}`,
+    upstream: { pipelined: true },
   });
   for (let i = 0; i < 5; i++) {
     assert.equal((await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`)).peer, PROXY[4]);
   }
 });
 
-scenario("direct: connects without an upstream, and its mark keeps it out of the rules", async (stage) => {
-  webServers(stage);
-  const everywhere = ["0.0.0.0/0", "::/0"];
-  stage.intercept({ mode: "redirect", from: "local", port: 1081, destinations: everywhere, exceptMark: MARK });
-  const relay = await stage.relay({ listen: LISTEN, proxy_url: "direct:", mark: MARK });
-  for (const family of FAMILIES) {
-    const destination = text(SERVER[family], 80);
-    const seen = await visit(stage.net.relay, `http://${destination}/`);
-    assert.equal(seen.peer, RELAY[family]);
-    assert.equal(seen.local, destination);
-    assert.equal((await relay.ended(destination)).reason, "finished");
-  }
-  const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 81)}/`);
-  assertReset(refused);
-});
+scenario(
+  "direct: connects without an upstream, and its mark keeps it out of the rules",
+  async (stage) => {
+    webServers(stage);
+    const everywhere = ["0.0.0.0/0", "::/0"];
+    stage.intercept({
+      mode: "redirect",
+      from: "local",
+      port: 1081,
+      destinations: everywhere,
+      exceptMark: MARK,
+    });
+    const relay = await stage.relay({ listen: LISTEN, proxy_url: "direct:", mark: MARK });
+    for (const family of FAMILIES) {
+      const destination = text(SERVER[family], 80);
+      const seen = await visit(stage.net.relay, `http://${destination}/`);
+      assert.equal(seen.peer, RELAY[family]);
+      assert.equal(seen.local, destination);
+      assert.equal((await relay.ended(destination)).reason, "finished");
+    }
+    const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 81)}/`);
+    assertReset(refused);
+  },
+);
 
 // ---------------------------------------------------------------------------------------------
 // Much data, and programs that are particular about theirs.
@@ -276,29 +327,41 @@ scenario("direct: connects without an upstream, and its mark keeps it out of the
 const GIGABYTE = 1_000_000_000;
 const BULK = fileURLToPath(new URL("./bulk.js", import.meta.url));
 
-for (const [direction, why] of [["down", "a download"], ["up", "an upload"]] as const) {
-  scenario(`${why} of 1 GB arrives as it was sent`, async (stage) => {
-    const { relay: host, internet } = stage.net;
-    const server = stage.spawn(internet, process.execPath, BULK, "serve", SERVER[4], "80");
-    await server.says(/listening/);
-    if (absence(microsocks) === null) await start(stage, microsocks, null);
-    else stage.upstream({ protocol: "socks5", dials: true }, PROXY[4], PORT);
-    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-    const relay = await stage.relay({ listen: LISTEN, proxy_url: `socks5://${PROXY[4]}:${PORT}` });
-    const url = `http://${text(SERVER[4], 80)}`;
-    const digests = `${PRIVATE}/digest`;
-    const command = direction === "down"
-      ? `curl -sS --noproxy '*' ${url}/${GIGABYTE} | ${process.execPath} ${BULK} digest >${digests} && curl -sS --noproxy '*' ${url}/digest`
-      : `${process.execPath} ${BULK} generate ${GIGABYTE} 2>${digests} | curl -sS --noproxy '*' -H 'Expect:' -T - ${url}/up`;
-    const transfer = stage.spawn(host, "sh", "-c", command);
-    const exit = await transfer.exited;
-    assert.equal(exit.code, 0, transfer.output);
-    const digest = readFileSync(digests, "utf8");
-    assert.equal(transfer.output.trim(), digest);
-    assert.equal(digest.length, 64);
-    const ends = () => relay.ends().some((end) => Math.max(end.rx_bytes, end.tx_bytes) >= GIGABYTE);
-    await eventually("the log counts the bytes", ends);
-  }, { timeoutMs: 120_000 });
+for (const [direction, why] of [
+  ["down", "a download"],
+  ["up", "an upload"],
+] as const) {
+  scenario(
+    `${why} of 1 GB arrives as it was sent`,
+    async (stage) => {
+      const { relay: host, internet } = stage.net;
+      const server = stage.spawn(internet, process.execPath, BULK, "serve", SERVER[4], "80");
+      await server.says(/listening/);
+      if (absence(microsocks) === null) await start(stage, microsocks, null);
+      else stage.upstream({ protocol: "socks5", dials: true }, PROXY[4], PORT);
+      stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+      const relay = await stage.relay({
+        listen: LISTEN,
+        proxy_url: `socks5://${PROXY[4]}:${PORT}`,
+      });
+      const url = `http://${text(SERVER[4], 80)}`;
+      const digests = `${PRIVATE}/digest`;
+      const command =
+        direction === "down"
+          ? `curl -sS --noproxy '*' ${url}/${GIGABYTE} | ${process.execPath} ${BULK} digest >${digests} && curl -sS --noproxy '*' ${url}/digest`
+          : `${process.execPath} ${BULK} generate ${GIGABYTE} 2>${digests} | curl -sS --noproxy '*' -H 'Expect:' -T - ${url}/up`;
+      const transfer = stage.spawn(host, "sh", "-c", command);
+      const exit = await transfer.exited;
+      assert.equal(exit.code, 0, transfer.output);
+      const digest = readFileSync(digests, "utf8");
+      assert.equal(transfer.output.trim(), digest);
+      assert.equal(digest.length, 64);
+      const ends = () =>
+        relay.ends().some((end) => Math.max(end.rx_bytes, end.tx_bytes) >= GIGABYTE);
+      await eventually("the log counts the bytes", ends);
+    },
+    { timeoutMs: 120_000 },
+  );
 }
 
 /** A tree of files whose copy can be compared. */
@@ -323,17 +386,33 @@ scenario("rsync fetches a tree from its daemon", async (stage) => {
   if (!existsSync("/usr/bin/rsync")) stage.skip("rsync is not installed");
   const { relay: host, internet } = stage.net;
   tree(`${PRIVATE}/rsync/source`);
-  writeFileSync(`${PRIVATE}/rsync/conf`, `
+  writeFileSync(
+    `${PRIVATE}/rsync/conf`,
+    `
 use chroot = no
 [files]
 path = ${PRIVATE}/rsync/source
-`);
-  const daemon = ["--daemon", "--no-detach", "--port=8730", "--address", SERVER[6], "--config", `${PRIVATE}/rsync/conf`];
+`,
+  );
+  const daemon = [
+    "--daemon",
+    "--no-detach",
+    "--port=8730",
+    "--address",
+    SERVER[6],
+    "--config",
+    `${PRIVATE}/rsync/conf`,
+  ];
   stage.keep(asSomebody(internet, "/usr/bin/rsync", daemon));
   const upstream = stage.upstream({ protocol: "socks5", dials: true });
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
-  const copy = ["-rt", "--timeout=20", `rsync://${text(SERVER[6], 8730)}/files/`, `${PRIVATE}/rsync/copy/`];
+  const copy = [
+    "-rt",
+    "--timeout=20",
+    `rsync://${text(SERVER[6], 8730)}/files/`,
+    `${PRIVATE}/rsync/copy/`,
+  ];
   await untilItSucceeds(host, "rsync", ...copy);
   host.run("diff", ["-r", `${PRIVATE}/rsync/source`, `${PRIVATE}/rsync/copy`]);
   assert.ok(upstream.requests.length > 0);
@@ -341,23 +420,57 @@ path = ${PRIVATE}/rsync/source
 
 scenario("ssh runs a command and carries a file", async (stage) => {
   if (!existsSync("/usr/sbin/sshd")) stage.skip("sshd is not installed");
-  if (unprivileged()) stage.skip("sshd separates its privileges by a second user, and there is one here only");
+  if (unprivileged())
+    stage.skip("sshd separates its privileges by a second user, and there is one here only");
   const { relay: host, internet } = stage.net;
   const files = `${PRIVATE}/ssh`;
   mkdirSync(files, { recursive: true, mode: 0o700 });
   mkdirSync("/run/sshd", { recursive: true, mode: 0o755 });
-  for (const key of ["host", "user"]) execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", `${files}/${key}`]);
+  for (const key of ["host", "user"])
+    execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", `${files}/${key}`]);
   execFileSync("cp", [`${files}/user.pub`, `${files}/authorized_keys`]);
-  const options = ["UsePAM=no", "StrictModes=no", "PermitRootLogin=yes", `AuthorizedKeysFile=${files}/authorized_keys`, `PidFile=${files}/pid`, `HostKey=${files}/host`, `ListenAddress=${SERVER[4]}:22`];
-  stage.spawn(internet, "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", ...options.flatMap((option) => ["-o", option]));
+  const options = [
+    "UsePAM=no",
+    "StrictModes=no",
+    "PermitRootLogin=yes",
+    `AuthorizedKeysFile=${files}/authorized_keys`,
+    `PidFile=${files}/pid`,
+    `HostKey=${files}/host`,
+    `ListenAddress=${SERVER[4]}:22`,
+  ];
+  stage.spawn(
+    internet,
+    "/usr/sbin/sshd",
+    "-D",
+    "-e",
+    "-f",
+    "/dev/null",
+    ...options.flatMap((option) => ["-o", option]),
+  );
   const upstream = stage.upstream({ protocol: "http", dials: true });
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   await stage.relay({ listen: LISTEN, proxy_url: upstream.url() });
-  const ssh = ["-F", "none", "-i", `${files}/user`, "-o", "StrictHostKeyChecking=no", "-o", `UserKnownHostsFile=${files}/known`, "-o", "BatchMode=yes", `root@${SERVER[4]}`];
+  const ssh = [
+    "-F",
+    "none",
+    "-i",
+    `${files}/user`,
+    "-o",
+    "StrictHostKeyChecking=no",
+    "-o",
+    `UserKnownHostsFile=${files}/known`,
+    "-o",
+    "BatchMode=yes",
+    `root@${SERVER[4]}`,
+  ];
   await untilItSucceeds(host, "ssh", ...ssh, "true");
   assert.equal((await host.execute("ssh", ...ssh, "echo", "$((6*7))")).output.trim(), "42");
   execFileSync("sh", ["-c", `head -c 20000000 /dev/urandom >${files}/large`]);
-  const { status, output } = await host.execute("sh", "-c", `ssh ${ssh.join(" ")} 'cat >${files}/copy' <${files}/large`);
+  const { status, output } = await host.execute(
+    "sh",
+    "-c",
+    `ssh ${ssh.join(" ")} 'cat >${files}/copy' <${files}/large`,
+  );
   assert.equal(status, 0, output);
   host.run("cmp", [`${files}/large`, `${files}/copy`]);
   assert.ok(upstream.requests.length > 0);

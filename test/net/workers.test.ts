@@ -14,7 +14,10 @@ async function setting(stage: Stage, workers: number): Promise<{ relay: Relay; f
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const faults = new Faults();
-  const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url(), workers }, faults.start);
+  const relay = await stage.relay(
+    { listen: LISTEN, proxy_url: upstream.url(), workers },
+    faults.start,
+  );
   return { relay, faults };
 }
 
@@ -22,7 +25,10 @@ const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERV
 
 async function answers(client: Peer, withinMs = 10_000): Promise<boolean> {
   client.write("ping");
-  return client.read(4, withinMs).then((bytes) => String(bytes) === "ping", () => false);
+  return client.read(4, withinMs).then(
+    (bytes) => String(bytes) === "ping",
+    () => false,
+  );
 }
 
 async function tunnels(stage: Stage, count: number): Promise<Peer[]> {
@@ -43,55 +49,76 @@ async function provoke(stage: Stage, done: () => boolean): Promise<Peer[]> {
 }
 
 for (const workers of [1, 3]) {
-  scenario(`one of ${workers} workers throws: it is replaced, the others go on, nothing leaks`, async (stage) => {
-    const { relay, faults } = await setting(stage, workers);
-    const idleFds = relay.process.fds();
-    for (let round = 1; round <= 3; round++) {
-      const standing = await tunnels(stage, 60);
-      faults.request("throw");
-      const provoking = await provoke(stage, () => !faults.files().includes("throw"));
-      // From the first moment on, nobody is refused, and all are served.
-      const fresh = await Promise.all(Array.from({ length: 100 }, () => newClient(stage)));
-      const served = await Promise.all(fresh.map((client) => answers(client)));
-      const lost = served.filter((each) => !each).length;
-      assert.ok(lost <= (workers === 1 ? 100 : 50), `${lost} of 100 new connections are lost`);
-      const later = await Promise.all(Array.from({ length: 20 }, () => newClient(stage)));
-      assert.deepEqual(await Promise.all(later.map((client) => answers(client))), later.map(() => true));
+  scenario(
+    `one of ${workers} workers throws: it is replaced, the others go on, nothing leaks`,
+    async (stage) => {
+      const { relay, faults } = await setting(stage, workers);
+      const idleFds = relay.process.fds();
+      for (let round = 1; round <= 3; round++) {
+        const standing = await tunnels(stage, 60);
+        faults.request("throw");
+        const provoking = await provoke(stage, () => !faults.files().includes("throw"));
+        // From the first moment on, nobody is refused, and all are served.
+        const fresh = await Promise.all(Array.from({ length: 100 }, () => newClient(stage)));
+        const served = await Promise.all(fresh.map((client) => answers(client)));
+        const lost = served.filter((each) => !each).length;
+        assert.ok(lost <= (workers === 1 ? 100 : 50), `${lost} of 100 new connections are lost`);
+        const later = await Promise.all(Array.from({ length: 20 }, () => newClient(stage)));
+        assert.deepEqual(
+          await Promise.all(later.map((client) => answers(client))),
+          later.map(() => true),
+        );
 
-      const alive = await Promise.all(standing.map((client) => answers(client, 2_000)));
-      const survivors = alive.filter((each) => each).length;
-      if (workers === 1) assert.equal(survivors, 0);
-      else assert.ok(survivors >= 15 && survivors < 60, `${survivors} of 60 have survived`);
-      for (const [i, client] of standing.entries()) {
-        if (!alive[i]) assert.equal(client.end, "reset", "who is lost is told by a reset");
+        const alive = await Promise.all(standing.map((client) => answers(client, 2_000)));
+        const survivors = alive.filter((each) => each).length;
+        if (workers === 1) assert.equal(survivors, 0);
+        else assert.ok(survivors >= 15 && survivors < 60, `${survivors} of 60 have survived`);
+        for (const [i, client] of standing.entries()) {
+          if (!alive[i]) assert.equal(client.end, "reset", "who is lost is told by a reset");
+        }
+        await relay.logged(
+          `replacement ${round}`,
+          () =>
+            relay
+              .log()
+              .filter(
+                (entry) =>
+                  /worker/i.test(entry.message) &&
+                  /a fault was asked for/.test(JSON.stringify(entry)),
+              ).length >= round,
+        );
+        for (const client of [...standing, ...provoking, ...fresh, ...later]) client.destroy();
+        await eventually("all is given back", () => relay.process.fds() <= idleFds, 15_000);
       }
-      await relay.logged(`replacement ${round}`, () =>
-        relay.log().filter((entry) => /worker/i.test(entry.message) && /a fault was asked for/.test(JSON.stringify(entry))).length >= round);
-      for (const client of [...standing, ...provoking, ...fresh, ...later]) client.destroy();
-      await eventually("all is given back", () => relay.process.fds() <= idleFds, 15_000);
-    }
-    assert.equal((await relay.stop()).code, 0);
-  });
+      assert.equal((await relay.stop()).code, 0);
+    },
+  );
 }
 
-scenario("a worker that hangs is noticed in the log, and the others go on", async (stage) => {
-  const { relay, faults } = await setting(stage, 2);
-  const standing = await tunnels(stage, 40);
-  faults.request("hang");
-  await provoke(stage, () => faults.files().includes("hanging"));
-  await relay.logged(
-    "the hanging worker",
-    (entry) => /worker/i.test(entry.message) && /hang|stuck|not (turned|answer|respond|moved)|stall|no sign/i.test(JSON.stringify(entry)),
-    60_000,
-  );
-  const alive = await Promise.all(standing.map((client) => answers(client, 2_000)));
-  const survivors = alive.filter((each) => each).length;
-  assert.ok(survivors >= 8, `${survivors} of 40 have survived`);
-  if (faults.files().includes("hanging")) faults.take("hanging");
-  await eventually("service goes on", async () => {
-    const client = await newClient(stage);
-    const well = await answers(client, 1_000);
-    client.destroy();
-    return well;
-  });
-}, { timeoutMs: 120_000 });
+scenario(
+  "a worker that hangs is noticed in the log, and the others go on",
+  async (stage) => {
+    const { relay, faults } = await setting(stage, 2);
+    const standing = await tunnels(stage, 40);
+    faults.request("hang");
+    await provoke(stage, () => faults.files().includes("hanging"));
+    await relay.logged(
+      "the hanging worker",
+      (entry) =>
+        /worker/i.test(entry.message) &&
+        /hang|stuck|not (turned|answer|respond|moved)|stall|no sign/i.test(JSON.stringify(entry)),
+      60_000,
+    );
+    const alive = await Promise.all(standing.map((client) => answers(client, 2_000)));
+    const survivors = alive.filter((each) => each).length;
+    assert.ok(survivors >= 8, `${survivors} of 40 have survived`);
+    if (faults.files().includes("hanging")) faults.take("hanging");
+    await eventually("service goes on", async () => {
+      const client = await newClient(stage);
+      const well = await answers(client, 1_000);
+      client.destroy();
+      return well;
+    });
+  },
+  { timeoutMs: 120_000 },
+);
