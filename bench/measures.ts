@@ -99,7 +99,7 @@ export const MEASURES = {
     title: "messages of 64 bytes leave the heap where it was",
     kind: "alone",
     oneIn: 9,
-    subjects: (name) => name === "limit" || name === "transplice" || name === "node-pipe",
+    subjects: (name) => name === "limit" || name === "transplice",
     run: heap,
     columns: [
       ["messages", "messages", 0], ["grownKiB", "RSS grown KiB", 0],

@@ -43,6 +43,7 @@ const { values: flags } = parseArgs({
     reps: { type: "string" },
     seconds: { type: "string" },
     node: { type: "string", default: process.execPath },
+    "node-flags": { type: "string", default: "" },
     inside: { type: "boolean", default: false },
     help: { type: "boolean", default: false },
   },
@@ -140,7 +141,7 @@ class Stage {
   #target: ChildProcess | null = null;
   #targetMs = 0;
   #patienceMs = PATIENCE_MS;
-  readonly #options = { node: flags.node, nodeFlags: [], ipv6: flags.ipv6 };
+  readonly #options = { node: flags.node, nodeFlags: flags["node-flags"].split(" ").filter(Boolean), ipv6: flags.ipv6 };
   readonly scale = {
     ...(flags.quick ? QUICK : FULL),
     ...(flags.seconds === undefined ? {} : { seconds: Number(flags.seconds) }),
@@ -232,7 +233,7 @@ async function measureAll(): Promise<void> {
     "measures", flags.measures ?? (flags.quick ? QUICK_MEASURES : undefined),
     Object.keys(MEASURES) as MeasureName[],
   );
-  const reps = Number(flags.reps ?? (flags.quick ? 1 : 9));
+  const reps = Number(flags.reps ?? (flags.quick ? 1 : 5));
   prepareNetwork(subjects);
 
   const stage = new Stage();
@@ -298,7 +299,7 @@ if (flags.help) {
   console.log(`usage: node dist/bench/run.js [options]
   --subjects a,b   of ${SUBJECTS.join(", ")}
   --measures a,b   of ${Object.keys(MEASURES).join(", ")}
-  --reps N         repetitions of each measure (9; of idle and heap fewer)
+  --reps N         repetitions of each measure (5; of idle and heap fewer)
   --seconds S      of each measurement (${FULL.seconds})
   --quick          seconds rather than minutes: shows that everything works, not how fast
   --ipv6           the clients come by IPv6
