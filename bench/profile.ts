@@ -105,7 +105,7 @@ mkdirSync(FOLDER);
 const { status } = spawnSync(process.execPath, [
   fileURLToPath(new URL("run.js", import.meta.url)), "--subjects", "transplice", "--reps", "1",
   "--measures", values.measures, "--seconds", values.seconds,
-  "--node-flags", `--cpu-prof --cpu-prof-dir=${FOLDER}`,
+  `--node-flags=--cpu-prof --cpu-prof-dir=${FOLDER}`,
 ], { stdio: "inherit" });
 if (status !== 0) process.exit(status ?? 1);
 

@@ -208,7 +208,8 @@ class Stage {
   async #retire(name: SubjectName): Promise<void> {
     const running = this.#running.get(name);
     this.#running.delete(name);
-    if (running) await stop(running.process);
+    // A node that writes a profile does so at its end, and takes seconds.
+    if (running) await stop(running.process, flags["node-flags"] === "" ? 500 : 30_000);
   }
 
   async #upstream(delayMs: number): Promise<void> {

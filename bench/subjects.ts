@@ -76,13 +76,13 @@ export async function startSubject(name: SubjectName, options: SubjectOptions): 
 
 export const logOf = (name: SubjectName): string => `${SCRATCH}${name}.log`;
 
-/** Ends a process by its pid: TERM, and after half a second KILL. */
-export async function stop(child: ChildProcess): Promise<void> {
+/** Ends a process by its pid: TERM, and KILL when its patience has ended. */
+export async function stop(child: ChildProcess, patienceMs = 500): Promise<void> {
   if (child.exitCode !== null || child.signalCode !== null) return;
   const gone = new Promise((resolve) => child.once("exit", resolve));
   const tree = child.pid === undefined ? [] : processTree(child.pid);
   child.kill("SIGTERM");
-  await Promise.race([gone, sleep(500)]);
+  await Promise.race([gone, sleep(patienceMs)]);
   for (const pid of tree) {
     try {
       process.kill(pid, "SIGKILL");
