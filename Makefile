@@ -57,7 +57,7 @@ lint: node_modules/.installed ## biome, and the compiler's strictest settings
 bench: build ## measure against direct, C, node:net, redsocks and transocks; write bench/RESULTS.md
 	@sh test/packages.sh bench
 	$(NODE) dist/bench/run.js --write
-	$(NODE) dist/bench/micro.js
+	$(NODE) dist/bench/micro.js --write
 
 profile: build ## a flame graph of the data plane under load, in profile/
 	@sh test/packages.sh bench

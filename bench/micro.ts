@@ -3,8 +3,11 @@
  * what the pure parts cost without any I/O. The calls are made with an fd that is not open, so the
  * kernel does next to nothing and the rest is the way there and back.
  *
- *     node dist/bench/micro.js [--quick]
+ *     node dist/bench/micro.js [--quick] [--write]
+ *
+ * With --write the figures become the last part of bench/RESULTS.md.
  */
+import { readFileSync, writeFileSync } from "node:fs";
 import koffi from "koffi";
 import { Bench } from "tinybench";
 import { EBADF, EPOLL_CTL_ADD, EPOLLIN } from "../native-bindings/constants.ts";
@@ -18,11 +21,19 @@ import { Socks5Client } from "../src/protocol/socks5-client.ts";
 const BATCH = 1000;
 const CLOSED = -1;
 const quick = process.argv.includes("--quick");
+const PAGE = new URL("../../bench/RESULTS.md", import.meta.url);
+const HEADING = "## micro: what the parts cost, without any I/O";
+const rows = ["| ns, median (least-p99) |  |", "| --- | ---: |"];
 
 await section("a system call through koffi, by argument form", calls());
 await section("the seam: native-bindings/syscalls.ts", seam());
 await section("protocol machines, a whole dialogue", machines());
 await section("deadlines", deadlines());
+if (process.argv.includes("--write")) {
+  const [page] = readFileSync(PAGE, "utf8").split(`\n${HEADING}`);
+  writeFileSync(PAGE, `${page!.trimEnd()}\n\n${HEADING}\n\n${rows.join("\n")}\n`);
+  console.log("written: the end of bench/RESULTS.md");
+}
 
 type Operations = Record<string, () => unknown>;
 
@@ -37,10 +48,12 @@ async function section(title: string, operations: Operations): Promise<void> {
   }
   await bench.run();
   console.log(title);
+  rows.push(`| **${title}** |  |`);
   for (const { name, result } of bench.tasks) {
     if (result.state !== "completed") throw new Error(`${name} did not complete`);
     const ns = (ms: number) => ((ms * 1e6) / BATCH).toFixed(0).padStart(6);
     const { p50, min, p99 } = result.latency;
+    rows.push(`| ${name} | ${ns(p50).trim()} (${ns(min).trim()}-${ns(p99).trim()}) |`);
     console.log(`  ${name.padEnd(56)} ${ns(p50)} ns  (${ns(min).trim()}-${ns(p99).trim()})`);
   }
   console.log("");
