@@ -2,6 +2,9 @@
  * What a configuration file comes to: a frozen value that cannot be wrong. Everything that runs
  * takes a Config or a part of it; nothing else reads a file, an environment variable or a flag.
  */
+import type { AccessSettings } from "../policy/access.ts";
+import type { Affinity, EgressAddress } from "../policy/egress.ts";
+import type { Network } from "../policy/network.ts";
 import type { Credentials } from "../protocol/handshake.ts";
 
 /** A socket address to listen on or to dial: the text for people, the bytes for the kernel. */
@@ -31,12 +34,49 @@ export type Upstream =
       readonly text: string;
     };
 
+/** What [incoming], [outgoing], [users] and [[rules]] come to. */
+export interface EgressConfig {
+  readonly listen: readonly ListenAddress[];
+  /** [] = no metrics. */
+  readonly metrics: readonly ListenAddress[];
+  readonly access: AccessSettings;
+  /** The load balancers whose connections begin with a PROXY protocol header. */
+  readonly proxyProtocolFrom: readonly Network[];
+  /** Connections at once. null: no limit of their own. */
+  readonly maxPerClient: number | null;
+  readonly maxPerUser: number | null;
+  /** New connections per second. null: as they come. */
+  readonly ratePerClient: number | null;
+  readonly ratePerUser: number | null;
+  /** SO_BINDTODEVICE; then `addresses` is empty. */
+  readonly iface: string | null;
+  /** [] = the kernel chooses. */
+  readonly addresses: readonly EgressAddress[];
+  readonly affinity: Affinity;
+  readonly dnsbl: {
+    /** Zones without a dot at either end. [] = nothing is asked. */
+    readonly domains: readonly string[];
+    readonly intervalMs: number;
+    readonly whenMostListed: "use-all" | "use-clean";
+  };
+  /** [] = nobody is asked who he is. */
+  readonly users: readonly {
+    readonly name: string;
+    /** "scrypt:...", or the password itself. */
+    readonly secret: string;
+  }[];
+}
+
 export type LogLevel = "critical" | "error" | "warning" | "info" | "debug";
 export type LogFormat = "plain" | "logfmt" | "json";
 
 export interface Config {
+  /** Where redirected connections arrive. [] if and only if there is no upstream. */
   readonly listen: readonly ListenAddress[];
-  readonly upstream: Upstream;
+  /** null: no transparent proxy. */
+  readonly upstream: Upstream | null;
+  /** null: no SOCKS server. */
+  readonly egress: EgressConfig | null;
   readonly mode: "redirect" | "tproxy";
   /** Worker threads. null: one for each CPU. */
   readonly workers: number | null;
@@ -50,6 +90,10 @@ export interface Config {
     readonly halfClosedMs: number;
     readonly idleMs: number;
     readonly drainMs: number;
+    /** For all that a client of the egress says before its destination is known. */
+    readonly negotiationMs: number;
+    /** For one name that a client of the egress asks for. */
+    readonly dnsMs: number;
   };
   readonly tcp: {
     readonly keepaliveIdleMs: number;

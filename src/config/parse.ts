@@ -459,6 +459,7 @@ function assembled(values: Values): Config {
   return {
     listen: values.listen,
     upstream: values.proxy_url,
+    egress: null,
     mode: values.mode,
     workers: values.workers,
     mark: values.mark,
@@ -469,6 +470,8 @@ function assembled(values: Values): Config {
       halfClosedMs: values["timeouts.half_closed"],
       idleMs: values["timeouts.idle"],
       drainMs: values["timeouts.drain"],
+      negotiationMs: values["timeouts.negotiation"],
+      dnsMs: values["timeouts.dns"],
     },
     tcp: {
       keepaliveIdleMs: values["tcp.keepalive_idle"],
@@ -503,7 +506,7 @@ function warningsOf(config: Config, file: File): Problem[] {
       ),
     );
   }
-  if (config.upstream.kind === "direct" && config.mark === null) {
+  if (config.upstream?.kind === "direct" && config.mark === null) {
     warnings.push(
       file.about(
         "proxy_url",

@@ -158,6 +158,22 @@ export const SETTINGS = {
     description: "How long connections may go on after TERM or INT.",
     example: '"5m"',
   },
+  "timeouts.negotiation": {
+    kind: "duration",
+    minMs: 10,
+    maxMs: HOUR,
+    default: '"10s"',
+    description: "For what a client of the egress says until its destination is known.",
+    example: '"5s"',
+  },
+  "timeouts.dns": {
+    kind: "duration",
+    minMs: 10,
+    maxMs: MINUTE,
+    default: '"5s"',
+    description: "For the addresses of a name that a client of the egress asks for.",
+    example: '"2s"',
+  },
   "tcp.keepalive_idle": {
     kind: "duration",
     minMs: SECOND,

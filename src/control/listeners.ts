@@ -70,7 +70,7 @@ export class Listeners {
       else wrong.push(fds.text);
     }
     const kept = config.listen.filter((address) => this.#open.has(keyOf(address)));
-    if (wrong.length === 0 && opened.length + kept.length === 0) {
+    if (wrong.length === 0 && config.listen.length > 0 && opened.length + kept.length === 0) {
       wrong.push(`none of ${config.listen.map(({ text }) => text).join(", ")} exists on this host`);
     }
     if (wrong.length > 0) {

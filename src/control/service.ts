@@ -11,7 +11,7 @@ import {
   AF_INET,
 } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
-import type { Config } from "../config/config.ts";
+import type { Config, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
@@ -30,6 +30,8 @@ const FDS_PER_WORKER = 6;
 const INTERFACES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
 const CUT_MS = 2000;
+/** Without a transparent proxy there is no upstream to follow. */
+const DIRECT: Upstream = { kind: "direct" };
 
 export class Service {
   readonly #sys: Syscalls;
@@ -98,7 +100,7 @@ export class Service {
     this.#log.info("transplice is ready", {
       listen: this.#listeners.open.map(({ address }) => address.text).join(" "),
       mode: config.mode,
-      upstream: config.upstream.kind === "direct" ? "direct" : config.upstream.text,
+      upstream: config.upstream === null || config.upstream.kind === "direct" ? "direct" : config.upstream.text,
       workers,
       max_connections: this.#tunnelsMax,
       nofile: this.#nofile,
@@ -198,8 +200,8 @@ export class Service {
 
   /** Follows the upstream's name from now on; resolves when its addresses are known, or late. */
   async #follow(config: Config): Promise<void> {
-    const { upstream } = config;
-    const old = this.#config.upstream;
+    const upstream = config.upstream ?? DIRECT;
+    const old = this.#config.upstream ?? DIRECT;
     const same =
       upstream.kind !== "direct" &&
       old.kind !== "direct" &&
@@ -225,7 +227,8 @@ export class Service {
   }
 
   #settings(): Settings {
-    const { upstream, timeouts, tcp, limits, mode, mark, pipelined } = this.#config;
+    const { timeouts, tcp, limits, mode, mark, pipelined } = this.#config;
+    const upstream = this.#config.upstream ?? DIRECT;
     return {
       mode,
       upstream: {

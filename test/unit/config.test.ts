@@ -41,11 +41,12 @@ test("the smallest file has all defaults", () => {
   const { listen: _, ...rest } = config;
   assert.deepEqual(rest, {
     upstream: { kind: "socks5", host: "10.20.30.40", port: 1080, credentials: null, text: "socks5://10.20.30.40:1080" },
+    egress: null,
     mode: "redirect",
     workers: null,
     mark: null,
     maxConnections: null,
-    timeouts: { dialMs: 10_000, handshakeMs: 10_000, halfClosedMs: 300_000, idleMs: 7_440_000, drainMs: 60_000 },
+    timeouts: { dialMs: 10_000, handshakeMs: 10_000, halfClosedMs: 300_000, idleMs: 7_440_000, drainMs: 60_000, negotiationMs: 10_000, dnsMs: 5000 },
     tcp: { keepaliveIdleMs: 180_000, keepaliveIntervalMs: 30_000, keepaliveProbes: 4, userTimeoutMs: 300_000 },
     limits: { whenFull: "wait", pipes: null, pipeBytes: 1_048_576 },
     pipelined: false,
@@ -84,6 +85,8 @@ timeouts.handshake = "2s"
 timeouts.half_closed = "3s"
 timeouts.idle = "1h"
 timeouts.drain = "0s"
+timeouts.negotiation = "4s"
+timeouts.dns = "5s"
 limits = { when_full = "reset", pipes = 0, pipe_size = 65536 }
 [tcp]
 keepalive_idle = "1m"
@@ -96,12 +99,12 @@ pipelined = true
   assert.deepEqual(config.listen.map(({ text }) => text), ["[::]:1081", "127.0.0.2:1082", "[2001:db8::1]:1083", "[fe80::1%2]:1084"]);
   assert.deepEqual(config.listen.map(({ dualStack }) => dualStack), [true, false, false, false]);
   assert.equal(config.listen.some(({ optional }) => optional), false);
-  assert.equal(config.upstream.kind === "http" && config.upstream.text, "http://[2001:db8::2]:3128");
+  assert.equal(config.upstream?.kind === "http" && config.upstream.text, "http://[2001:db8::2]:3128");
   assert.equal(config.mode, "tproxy");
   assert.equal(config.workers, 3);
   assert.equal(config.mark, 0xffff_ffff);
   assert.equal(config.maxConnections, 1);
-  assert.deepEqual(config.timeouts, { dialMs: 1000, handshakeMs: 2000, halfClosedMs: 3000, idleMs: 3_600_000, drainMs: 0 });
+  assert.deepEqual(config.timeouts, { dialMs: 1000, handshakeMs: 2000, halfClosedMs: 3000, idleMs: 3_600_000, drainMs: 0, negotiationMs: 4000, dnsMs: 5000 });
   assert.deepEqual(config.tcp, { keepaliveIdleMs: 60_000, keepaliveIntervalMs: 1000, keepaliveProbes: 127, userTimeoutMs: 1500 });
   assert.deepEqual(config.limits, { whenFull: "reset", pipes: 0, pipeBytes: 65_536 });
   assert.equal(config.pipelined, true);
@@ -191,7 +194,7 @@ const BAD: readonly [string, ...string[]][] = [
   ["[log.level.x]\ny = 1", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["mode.x = 1", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],
   ["mode = { x = 1 }", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],
-  ["timeouts = 5", "t.toml:2: timeouts: found 5; allowed: a table, [timeouts], with the keys dial, handshake, half_closed, idle, drain"],
+  ["timeouts = 5", "t.toml:2: timeouts: found 5; allowed: a table, [timeouts], with the keys dial, handshake, half_closed, idle, drain, negotiation, dns"],
   ["[[log]]\nlevel = 1", "t.toml:2: log: found an array of tables, [[log]]; allowed: one table, [log]"],
   // Twice.
   ['mode = "tproxy"\nMode = "tproxy"', "t.toml:3: mode: is given twice: as mode in line 2 and as Mode here"],
