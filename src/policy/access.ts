@@ -1,11 +1,15 @@
-/** The settings of who may go where. Declared ahead of the code that uses them. */
+/**
+ * Who may go where: the egress' access rules, decided for each request. Pure.
+ */
 import type { Network } from "./network.ts";
 
+/** Both ends are in it. */
 export interface PortRange {
   readonly first: number;
   readonly last: number;
 }
 
+/** One of [[rules]]. It matches when all its criteria do; an empty one is met by anything. */
 export interface Rule {
   readonly name: string;
   readonly action: "allow" | "deny";
@@ -16,6 +20,7 @@ export interface Rule {
   readonly ports: readonly PortRange[];
 }
 
+/** Sites are normalised (name.ts). */
 export interface AccessSettings {
   readonly allowFrom: readonly Network[];
   readonly allowSites: readonly string[];
@@ -26,4 +31,22 @@ export interface AccessSettings {
   readonly denyNetworks: readonly Network[];
   readonly allowPrivate: boolean;
   readonly rules: readonly Rule[];
+}
+
+export interface Verdict {
+  readonly allowed: boolean;
+  /**
+   * The name of the rule that decided, or the key: "allow_from", "allow_sites", "deny_sites",
+   * "allow_ports", "deny_ports", "deny_networks"; or what the address is: "loopback",
+   * "link-local", "private", "own-address", "special"; or "default", when nothing forbade it.
+   */
+  readonly rule: string;
+}
+
+/** The client: `length` bytes at bytes[at], and who it has proved to be. */
+export interface Asker {
+  readonly bytes: Uint8Array;
+  readonly at: number;
+  readonly length: 4 | 16;
+  readonly user: string | null;
 }

@@ -4,6 +4,8 @@
  *
  * Addresses are struct sockaddr_in or sockaddr_in6 at an offset; v4-mapped ones count as IPv4.
  */
+import { holdsIpv4 } from "./network.ts";
+
 export interface Own {
   /** Sockaddrs that we listen on. */
   readonly listening: readonly Uint8Array[];
@@ -15,7 +17,6 @@ const AF_INET = 2;
 const PORT = 2;
 const ADDRESS_4 = 4;
 const ADDRESS_6 = 8;
-const MAPPED = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
 
 /** The bytes of the address in a sockaddr: 4 for IPv4 and v4-mapped, else 16. */
 export function addressOf(bytes: Uint8Array, at: number): Uint8Array {
@@ -26,8 +27,7 @@ export function addressOf(bytes: Uint8Array, at: number): Uint8Array {
 
 /** A sockaddr_in6 that holds an IPv4 address (::ffff:a.b.c.d). */
 export function isMapped(bytes: Uint8Array, at: number): boolean {
-  for (let i = 0; i < 12; i++) if (bytes[at + ADDRESS_6 + i] !== MAPPED[i]) return false;
-  return true;
+  return holdsIpv4(bytes, at + ADDRESS_6);
 }
 
 export function portOf(bytes: Uint8Array, at: number): number {
