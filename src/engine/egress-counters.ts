@@ -1,0 +1,224 @@
+/**
+ * What workers count for each egress address and for each rule that denies: one row of small
+ * numbers per worker in shared memory, written by that worker alone and read by main.
+ *
+ * A worker knows slots, main knows whose they are. A name keeps its slot over reloads, and as long
+ * after it has gone as there are slots that nobody had: what is still counted there by a worker that
+ * has not heard of the reload, or by tunnels that stay, is counted rightly.
+ *
+ * A number is 32 bits and wraps. Main adds up how far it has moved since the last time it looked,
+ * which must be before it has moved by 2^32.
+ */
+
+export const ADDRESS_SLOTS = 8192;
+export const RULE_SLOTS = 1024;
+/** The name of the slot behind the last, for all that come when the others are taken. */
+export const OTHERS = "(others)";
+
+const ACTIVE = 0;
+const OPENED = 1;
+const FAILED = 2;
+const SPILLED = 3;
+const ADDRESS_WORDS = 4;
+
+/** The first word of a row says that it has ever been used: most have not, and are not read. */
+const ADDRESSES = 1;
+const RULES = ADDRESSES + (ADDRESS_SLOTS + 1) * ADDRESS_WORDS;
+const ROW = RULES + RULE_SLOTS + 1;
+
+export const egressCountersBytes = (workers: number): number => workers * ROW * 4;
+
+const rowOf = (shared: SharedArrayBuffer, worker: number): Int32Array =>
+  new Int32Array(shared, worker * ROW * 4, ROW);
+
+/** One worker's, and its alone. */
+export class EgressCounters {
+  readonly #row: Int32Array;
+
+  constructor(shared: SharedArrayBuffer, worker: number) {
+    this.#row = rowOf(shared, worker);
+    this.#row[0] = 1;
+  }
+
+  /** A connection from this address stands; ended() when it is over. */
+  opened(slot: number): void {
+    const at = ADDRESSES + slot * ADDRESS_WORDS;
+    this.#row[at + ACTIVE]!++;
+    this.#row[at + OPENED]!++;
+  }
+
+  ended(slot: number): void {
+    this.#row[ADDRESSES + slot * ADDRESS_WORDS + ACTIVE]!--;
+  }
+
+  /** A dial from this address has failed. */
+  failed(slot: number): void {
+    this.#row[ADDRESSES + slot * ADDRESS_WORDS + FAILED]!++;
+  }
+
+  /** This address had no port left (EADDRNOTAVAIL), so the connection went to the next. */
+  spilled(slot: number): void {
+    this.#row[ADDRESSES + slot * ADDRESS_WORDS + SPILLED]!++;
+  }
+
+  denied(rule: number): void {
+    this.#row[RULES + rule]!++;
+  }
+}
+
+export interface AddressCounts {
+  readonly address: string;
+  readonly active: number;
+  readonly opened: number;
+  readonly failed: number;
+  readonly spilled: number;
+}
+
+export interface RuleCount {
+  readonly rule: string;
+  readonly denied: number;
+}
+
+/** Main's: whose the slots are, and what stands in them over all workers. */
+export class EgressReader {
+  readonly #rows: readonly Int32Array[];
+  readonly #addresses: Slots;
+  readonly #rules: Slots;
+  /** What a word was when it was last read, and how far it has moved in all. */
+  readonly #seen = new Int32Array(ROW);
+  readonly #totals = new Float64Array(ROW);
+
+  constructor(shared: SharedArrayBuffer) {
+    const workers = Math.floor(shared.byteLength / (ROW * 4));
+    this.#rows = Array.from({ length: workers }, (_, worker) => rowOf(shared, worker));
+    this.#addresses = new Slots(
+      ADDRESS_SLOTS,
+      (slot) => this.#active(slot) === 0,
+      (slot) => {
+        const at = ADDRESSES + slot * ADDRESS_WORDS;
+        for (let word = at + OPENED; word <= at + SPILLED; word++) this.#restart(word);
+      },
+    );
+    this.#rules = new Slots(RULE_SLOTS, () => true, (slot) => this.#restart(RULES + slot));
+  }
+
+  /** The slots of the configuration's addresses, in its order. */
+  addressSlots(addresses: readonly string[]): number[] {
+    return this.#addresses.assign(addresses);
+  }
+
+  /** The slots of everything that may deny, in its order. */
+  ruleSlots(rules: readonly string[]): number[] {
+    return this.#rules.assign(rules);
+  }
+
+  /** The configuration's addresses, and former ones which connections still leave from. */
+  addresses(): AddressCounts[] {
+    const counts: AddressCounts[] = [];
+    for (const { name, slot, current } of this.#addresses.all()) {
+      const active = this.#active(slot);
+      if (!current && active === 0) continue;
+      const at = ADDRESSES + slot * ADDRESS_WORDS;
+      counts.push({
+        address: name,
+        active,
+        opened: this.#total(at + OPENED),
+        failed: this.#total(at + FAILED),
+        spilled: this.#total(at + SPILLED),
+      });
+    }
+    return counts;
+  }
+
+  /** The configuration's rules. */
+  denied(): RuleCount[] {
+    const counts: RuleCount[] = [];
+    for (const { name, slot, current } of this.#rules.all()) {
+      if (current) counts.push({ rule: name, denied: this.#total(RULES + slot) });
+    }
+    return counts;
+  }
+
+  /** To be called when a worker is gone, for its connections are, too. */
+  forget(worker: number): void {
+    const row = this.#rows[worker]!;
+    if (row[0] === 0) return;
+    for (let slot = 0; slot <= ADDRESS_SLOTS; slot++) row[ADDRESSES + slot * ADDRESS_WORDS + ACTIVE] = 0;
+  }
+
+  #active(slot: number): number {
+    return this.#sum(ADDRESSES + slot * ADDRESS_WORDS + ACTIVE);
+  }
+
+  /** Right modulo 2^32, as are the numbers that it adds up. */
+  #sum(word: number): number {
+    let sum = 0;
+    for (const row of this.#rows) if (row[0] !== 0) sum += row[word]!;
+    return sum;
+  }
+
+  #total(word: number): number {
+    const now = this.#sum(word);
+    this.#totals[word]! += (now - this.#seen[word]!) >>> 0;
+    this.#seen[word] = now;
+    return this.#totals[word]!;
+  }
+
+  /** Another's from now on. */
+  #restart(word: number): void {
+    this.#seen[word] = this.#sum(word);
+    this.#totals[word] = 0;
+  }
+}
+
+/** Names that have a number each. */
+class Slots {
+  readonly #slots: number;
+  readonly #isIdle: (slot: number) => boolean;
+  readonly #onReuse: (slot: number) => void;
+  /** Who was last asked for longest ago stands first. */
+  readonly #numbers = new Map<string, number>();
+  #current: ReadonlySet<string> = new Set();
+  #crowded = false;
+
+  constructor(slots: number, isIdle: (slot: number) => boolean, onReuse: (slot: number) => void) {
+    this.#slots = slots;
+    this.#isIdle = isIdle;
+    this.#onReuse = onReuse;
+  }
+
+  /** The names that count from now on. Those that find no slot share the last. */
+  assign(names: readonly string[]): number[] {
+    this.#current = new Set(names);
+    this.#crowded = false;
+    for (const name of this.#current) {
+      const slot = this.#numbers.get(name);
+      if (slot === undefined) continue;
+      this.#numbers.delete(name);
+      this.#numbers.set(name, slot);
+    }
+    return names.map((name) => {
+      const slot = this.#numbers.get(name) ?? this.#take();
+      if (slot === this.#slots) this.#crowded = true;
+      else this.#numbers.set(name, slot);
+      return slot;
+    });
+  }
+
+  *all(): Generator<{ name: string; slot: number; current: boolean }> {
+    for (const [name, slot] of this.#numbers) yield { name, slot, current: this.#current.has(name) };
+    yield { name: OTHERS, slot: this.#slots, current: this.#crowded };
+  }
+
+  #take(): number {
+    if (this.#numbers.size < this.#slots) return this.#numbers.size;
+    for (const [name, slot] of this.#numbers) {
+      if (this.#current.has(name)) break; // Behind it stand only such.
+      if (!this.#isIdle(slot)) continue;
+      this.#numbers.delete(name);
+      this.#onReuse(slot);
+      return slot;
+    }
+    return this.#slots;
+  }
+}
