@@ -54,7 +54,7 @@ lint: node_modules/.installed ## biome, and the compiler's strictest settings
 	biome lint --error-on-warnings
 	tsc -p tsconfig.json --noEmit
 
-bench: build ## measure against direct, C, node:net, redsocks and transocks; write bench/RESULTS.md
+bench: build ## measure relay and egress against C, node:net and the peers; write bench/RESULTS.md
 	@sh test/packages.sh bench
 	$(NODE) dist/bench/run.js --write
 	$(NODE) dist/bench/micro.js --write

@@ -1,9 +1,13 @@
 /*
  * The load: both ends of the benchmark, so that between them stands the relay and nothing else.
  *
- *     load target PORT [-r MS]      a SOCKS5 server that grants everything and is the destination
+ *     load target PORT [-r MS]      a SOCKS5 server that grants everything and is the destination,
+ *                                   and the same destination for those who ask it without SOCKS
  *     load serve PORT               the same destination without SOCKS, for the direct baseline
  *     load rr|pp|down|up|idle ...   a client; see usage()
+ *
+ * A client is a program that knows of no proxy, or with -x one that asks a SOCKS5 server, which
+ * it does as most do: by address, without a login, one message at a time.
  *
  * What a client wants from the destination it says in its first 64 bytes, `struct wish`. A client
  * prints {"ready":true} when all that it needs before the measurement stands, waits for a line on
@@ -50,7 +54,7 @@ struct wish {
 };
 _Static_assert(sizeof(struct wish) == MESSAGE, "a wish is one message");
 
-enum phase { GREETING, REQUEST, WISH, HTTP, ECHOING, SENDING, RECEIVING, EXCHANGING };
+enum phase { GREETING, METHOD, REQUEST, WISH, HTTP, ECHOING, SENDING, RECEIVING, EXCHANGING };
 
 /* One connection, of the destination or of a client. */
 struct connection {
@@ -60,6 +64,7 @@ struct connection {
   bool checked;
   uint64_t bytes, bytesMax;
   int64_t start, end;      /* Nanoseconds. */
+  uint32_t place;          /* Of a client: which of the addresses it wants. */
   uint32_t have;           /* Bytes of an unfinished message in `part`. */
   uint8_t part[MESSAGE];
   struct connection *next; /* In the list of free ones. */
@@ -108,6 +113,11 @@ static bool sendAll(struct connection *c, const void *bytes, size_t length) {
   return send(c->fd, bytes, length, MSG_NOSIGNAL) == (ssize_t)length;
 }
 
+/* Of a SOCKS5 request or reply, of which 5 bytes are there. */
+static size_t lengthOf(const uint8_t *message) {
+  return message[3] == 1 ? 10u : message[3] == 4 ? 22u : 7u + message[4];
+}
+
 /* Sends the pattern until the connection's time or bytes are over. True: it is complete. */
 static bool sendBulk(struct connection *c) {
   for (int turn = 0; turn < 16; turn++) {
@@ -124,6 +134,7 @@ static bool sendBulk(struct connection *c) {
 /* Receives until EAGAIN (0), the end (1), or an error or a wrong byte (-1). */
 static int receiveBulk(struct connection *c) {
   for (;;) {
+    if (c->bytesMax && c->bytes >= c->bytesMax) return 1;
     ssize_t got = recv(c->fd, buffer, CHUNK, c->checked ? 0 : MSG_TRUNC);
     if (got == 0) return 1;
     if (got < 0) return errno == EAGAIN ? 0 : -1;
@@ -205,7 +216,10 @@ static bool grant(struct connection *c, const struct wish *wish) {
   switch (wish->mode) {
     case 'r': sendAll(c, pattern, ANSWER); return false;
     case 'p': c->phase = ECHOING; return sendAll(c, wish, MESSAGE);
-    case 'u': c->phase = RECEIVING; return true;
+    case 'u':
+      c->phase = RECEIVING;
+      c->bytesMax = wish->bytes;
+      return true;
     case 'd':
       c->phase = SENDING;
       c->bytesMax = wish->bytes;
@@ -221,12 +235,16 @@ static ssize_t understand(struct connection *c, const uint8_t *bytes, size_t len
   struct wish wish;
   switch (c->phase) {
     case GREETING:
+      if (bytes[0] != 5) {
+        c->phase = WISH;
+        return 0;
+      }
       if (length < 2 || length < 2u + bytes[1]) return 0;
       c->phase = REQUEST;
       return answer(c, false) ? 2 + bytes[1] : -1;
     case REQUEST: {
       if (length < 5) return 0;
-      size_t whole = bytes[3] == 1 ? 10u : bytes[3] == 4 ? 22u : 7u + bytes[4];
+      size_t whole = lengthOf(bytes);
       if (length < whole) return 0;
       c->phase = WISH;
       return answer(c, true) ? (ssize_t)whole : -1;
@@ -283,14 +301,13 @@ static bool listenToClient(struct connection *c, uint32_t events) {
 }
 
 static _Noreturn void serve(int port, enum phase first) {
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port),
-                                .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
-  struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port),
-                             .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+  struct sockaddr_in6 six = {.sin6_family = AF_INET6, .sin6_port = htons((uint16_t)port)};
   int one = 1, listeners[2];
   for (unsigned i = 0; i < 2; i++) {
     int fd = socket(i ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    if (i) setsockopt(fd, SOL_IPV6, IPV6_V6ONLY, &one, sizeof one);
     setsockopt(fd, SOL_TCP, TCP_NODELAY, &one, sizeof one);
     if (bind(fd, i ? (void *)&six : (void *)&address, i ? sizeof six : sizeof address) < 0 ||
         listen(fd, 4096) < 0)
@@ -325,6 +342,8 @@ static _Noreturn void serve(int port, enum phase first) {
 static struct {
   char mode;
   struct sockaddr_storage first;
+  int socksPort;           /* Of the SOCKS5 server on 127.0.0.1; 0: none is asked. */
+  uint32_t mark;           /* By which the firewall knows a client's connections from a relay's. */
   int addresses, connections;
   double seconds;
   uint64_t operations, bytes;
@@ -357,19 +376,32 @@ static double quantileUs(int which, double quantile) {
   return 0;
 }
 
-/* Connects to the next of the addresses and sends the first wish as soon as the kernel takes it. */
-static void start(void) {
+/* The n-th of the addresses: where a client wants to go. */
+static struct sockaddr_storage destination(uint32_t n) {
   struct sockaddr_storage address = wanted.first;
-  int n = nextAddress++ % wanted.addresses;
   uint32_t *last = address.ss_family == AF_INET
                        ? &((struct sockaddr_in *)&address)->sin_addr.s_addr
                        : &((struct sockaddr_in6 *)&address)->sin6_addr.s6_addr32[3];
-  *last = htonl(ntohl(*last) + (uint32_t)n);
+  *last = htonl(ntohl(*last) + n);
+  return address;
+}
+
+/* Connects to the next of the addresses, or to the SOCKS5 server that is asked for it. */
+static void start(void) {
+  uint32_t place = (uint32_t)(nextAddress++ % wanted.addresses);
+  struct sockaddr_storage address = destination(place);
+  if (wanted.socksPort != 0)
+    *(struct sockaddr_in *)&address = (struct sockaddr_in){
+        .sin_family = AF_INET, .sin_port = htons((uint16_t)wanted.socksPort),
+        .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
   int one = 1, fd = socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
   if (fd < 0) die("socket");
   setsockopt(fd, SOL_TCP, TCP_NODELAY, &one, sizeof one);
-  struct connection *c = take(fd, WISH);
+  if (wanted.mark != 0 && setsockopt(fd, SOL_SOCKET, SO_MARK, &wanted.mark, sizeof wanted.mark) < 0)
+    die("SO_MARK");
+  struct connection *c = take(fd, wanted.socksPort != 0 ? GREETING : WISH);
   c->start = nowNs();
+  c->place = place;
   c->checked = wanted.checked;
   if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
     die("connect");
@@ -387,6 +419,46 @@ static void sendWish(struct connection *c) {
   c->bytesMax = wanted.bytes;
   c->end = nowNs() + (int64_t)(wanted.seconds * 1e9);
   watch(c, EPOLL_CTL_MOD, EPOLLOUT);
+}
+
+/* A message of the SOCKS5 server, `length` bytes of it. 0: not yet, -1: it refuses or is gone. */
+static int receivePart(struct connection *c, size_t length) {
+  ssize_t got = recv(c->fd, c->part + c->have, length - c->have, 0);
+  if (got < 0) return errno == EAGAIN ? 0 : -1;
+  c->have += (uint32_t)got;
+  if (got == 0 || (c->have > 0 && c->part[0] != 5) || (c->have > 1 && c->part[1] != 0)) return -1;
+  return c->have == length;
+}
+
+/* From the connection to the wish. False: there will be no tunnel. */
+static bool ask(struct connection *c, uint32_t events) {
+  if (c->phase == WISH) {
+    if (events & EPOLLOUT) sendWish(c);
+    return true;
+  }
+  if (c->phase == GREETING) {
+    if (!(events & EPOLLOUT)) return true;
+    c->phase = METHOD;
+    return sendAll(c, (uint8_t[]){5, 1, 0}, 3);
+  }
+  int result;
+  if (c->phase == METHOD) {
+    if ((result = receivePart(c, 2)) <= 0) return result == 0;
+    struct sockaddr_storage to = destination(c->place);
+    bool six = to.ss_family == AF_INET6;
+    uint8_t request[22] = {5, 1, 0, six ? 4 : 1};
+    memcpy(request + 4, six ? (void *)&((struct sockaddr_in6 *)&to)->sin6_addr
+                            : (void *)&((struct sockaddr_in *)&to)->sin_addr, six ? 16 : 4);
+    memcpy(request + (six ? 20 : 8), &((struct sockaddr_in *)&to)->sin_port, 2);
+    c->phase = REQUEST;
+    c->have = 0;
+    return sendAll(c, request, lengthOf(request));
+  }
+  if (c->have < 5 && (result = receivePart(c, 5)) <= 0) return result == 0;
+  size_t whole = lengthOf(c->part);
+  if (whole > sizeof c->part || (result = receivePart(c, whole)) < 0) return false;
+  if (result > 0) sendWish(c);
+  return true;
 }
 
 static void over(struct connection *c, bool good) {
@@ -452,18 +524,16 @@ static void receiveCount(struct connection *c) {
 }
 
 static void handle(struct connection *c, uint32_t events) {
-  if (c->phase == WISH) {
-    if (events & (EPOLLERR | EPOLLHUP)) {
-      over(c, false);
-      if (wanted.mode == 'r' && !timeIsOver()) start();
-      return;
-    }
-    if (events & EPOLLOUT) sendWish(c);
+  if (c->phase <= WISH) {
+    if (!(events & (EPOLLERR | EPOLLHUP)) && ask(c, events)) return;
+    over(c, false);
+    if (wanted.mode == 'r' && !timeIsOver()) start();
     return;
   }
   if (c->phase == SENDING) {
     if (!sendBulk(c)) return;
-    shutdown(c->fd, SHUT_WR);
+    /* Of so many bytes the destination sees the end itself: not every peer can half-close. */
+    if (c->bytesMax == 0) shutdown(c->fd, SHUT_WR);
     c->phase = EXCHANGING;
     watch(c, EPOLL_CTL_MOD, EPOLLIN | EPOLLRDHUP | EPOLLET);
   } else if (c->phase == RECEIVING) {
@@ -543,12 +613,14 @@ static int usage(void) {
           "usage: load target PORT [-r MS]   SOCKS5 and destination; -r: handshake replies late\n"
           "       load serve PORT            destination only\n"
           "       load rr|pp|down|up|idle -a ADDRESS -P PORT [-c CONNECTIONS] [-t SECONDS]\n"
-          "            [-n OPERATIONS] [-b BYTES] [-d ADDRESSES] [-k]\n"
+          "            [-n OPERATIONS] [-b BYTES] [-d ADDRESSES] [-x SOCKS_PORT] [-m MARK] [-k]\n"
           "  rr    64 bytes there, 128 back, close; -c at a time\n"
           "  pp    64 bytes there and back, over and over, on -c connections\n"
           "  down, up   -c streams, for -t seconds or -b bytes each; -k compares every byte\n"
           "  idle  opens -c connections and holds them\n"
-          "  -d    spreads the connections over so many addresses from ADDRESS on\n");
+          "  -d    spreads the connections over so many addresses from ADDRESS on\n"
+          "  -x    asks a SOCKS5 server on 127.0.0.1 to go there\n"
+          "  -m    SO_MARK, for the firewall\n");
   return 2;
 }
 
@@ -580,7 +652,7 @@ int main(int argc, char **argv) {
   const char *role = argv[1], *address = "";
   int port = 80;
   optind = 2;
-  for (int option; (option = getopt(argc, argv, "a:P:c:t:n:b:d:r:k")) != -1;) {
+  for (int option; (option = getopt(argc, argv, "a:P:c:t:n:b:d:r:x:m:k")) != -1;) {
     switch (option) {
       case 'a': address = optarg; break;
       case 'P': port = atoi(optarg); break;
@@ -589,6 +661,8 @@ int main(int argc, char **argv) {
       case 'n': wanted.operations = strtoull(optarg, NULL, 10); break;
       case 'b': wanted.bytes = strtoull(optarg, NULL, 10); break;
       case 'd': wanted.addresses = atoi(optarg); break;
+      case 'x': wanted.socksPort = atoi(optarg); break;
+      case 'm': wanted.mark = (uint32_t)atoi(optarg); break;
       case 'r': delayNs = (int64_t)(atof(optarg) * 1e6); break;
       case 'k': wanted.checked = true; break;
       default: return usage();

@@ -9,8 +9,8 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
-  BIN, cpuBetween, listening, logOf, readCpu, readUsage, startSubject, stop, TARGET_PORT,
-  type Subject, type SubjectName, type SubjectOptions,
+  BIN, cpuBetween, listening, logOf, readCpu, readUsage, roleOf, startSubject, stop, TARGET_PORT,
+  type Role, type Subject, type SubjectName, type SubjectOptions,
 } from "./subjects.ts";
 
 export type Numbers = Readonly<Record<string, number>>;
@@ -51,27 +51,44 @@ export type Measure = Described & (
     }
 );
 
-const everyone = (name: SubjectName) => name !== "transplice+log";
+const are = (role: Role) => (name: SubjectName) => roleOf(name) === role;
+const everyone = (name: SubjectName) => are("relay")(name) && name !== "transplice+log";
 const relays = (name: SubjectName) => everyone(name) && name !== "direct";
 
-export const MEASURES = {
-  "down-4": bulk("down", 4),
-  "down-1": bulk("down", 1),
-  "up-4": bulk("up", 4),
-  "up-1": bulk("up", 1),
-  rr: {
-    title: "short connections, 64 at a time: 64 bytes there, 128 back, close",
-    kind: "shared",
-    subjects: () => true,
-    run: async (subject, { seconds }) => {
-      const { result, cpuNs } = await load(subject, "rr", ["-c", "64", "-t", `${seconds}`]);
-      return { ...result, cpuUs: cpuNs / 1000 / result.done };
-    },
-    columns: [
-      ["perSecond", "conn/s", 0], ["cpuUs", "CPU µs/conn", 1], ["p50", "p50 µs", 0],
-      ["p99", "p99 µs", 0], ["failed", "failed", 0],
-    ],
+/** Of each of four streams: microsocks ends at the client's FIN, so that time cannot be the end. */
+const BYTES_PER_SECOND = 4e8;
+
+/** What relays, egresses and chains are asked alike. */
+const SHORT = {
+  title: "short connections, 64 at a time: 64 bytes there, 128 back, close",
+  kind: "shared",
+  run: async (subject: Subject, { seconds }: Scale): Promise<Numbers> => {
+    const { result, cpuNs } = await load(subject, "rr", ["-c", "64", "-t", `${seconds}`]);
+    return { ...result, cpuUs: cpuNs / 1000 / result.done };
   },
+  columns: [
+    ["perSecond", "conn/s", 0], ["cpuUs", "CPU µs/conn", 1], ["p50", "p50 µs", 0],
+    ["p99", "p99 µs", 0], ["failed", "failed", 0],
+  ],
+} as const;
+
+const IDLE = {
+  title: "idle tunnels: what each costs",
+  kind: "alone",
+  oneIn: 3,
+  run: idle,
+  columns: [
+    ["bytesFew", "bytes/tunnel, few", 0], ["bytesMany", "bytes/tunnel, many", 0],
+    ["fds", "fds/tunnel", 2], ["tunnels", "tunnels", 0], ["baseMiB", "base MiB", 1],
+  ],
+} as const;
+
+export const MEASURES = {
+  "down-4": bulk("down", 4, everyone),
+  "down-1": bulk("down", 1, everyone),
+  "up-4": bulk("up", 4, everyone),
+  "up-1": bulk("up", 1, everyone),
+  rr: { ...SHORT, subjects: are("relay") },
   "pp-64": pingPong(64),
   "pp-1": pingPong(1),
   http: {
@@ -84,17 +101,7 @@ export const MEASURES = {
   "ttfb-0": firstByte(0),
   "ttfb-20": firstByte(20),
   "ttfb-50": firstByte(50),
-  idle: {
-    title: "idle tunnels: what each costs the relay",
-    kind: "alone",
-    oneIn: 3,
-    subjects: relays,
-    run: idle,
-    columns: [
-      ["bytesFew", "bytes/tunnel, few", 0], ["bytesMany", "bytes/tunnel, many", 0],
-      ["fds", "fds/tunnel", 2], ["tunnels", "tunnels", 0], ["baseMiB", "base MiB", 1],
-    ],
-  },
+  idle: { ...IDLE, subjects: relays },
   heap: {
     title: "messages of 64 bytes leave the heap where it was",
     kind: "alone",
@@ -106,18 +113,28 @@ export const MEASURES = {
       ["collections", "collections", 0], ["garbage", "garbage bytes/message", 1],
     ],
   },
+  "egress-down-4": bulk("down", 4, are("egress")),
+  "egress-up-4": bulk("up", 4, are("egress"), BYTES_PER_SECOND),
+  "egress-rr": { ...SHORT, subjects: are("egress") },
+  "egress-idle": { ...IDLE, subjects: are("egress") },
+  "chain-down-4": bulk("down", 4, are("chain")),
+  "chain-up-4": bulk("up", 4, are("chain")),
+  "chain-rr": { ...SHORT, subjects: are("chain") },
 } satisfies Record<string, Measure>;
 
 export type MeasureName = keyof typeof MEASURES;
 
-function bulk(direction: "down" | "up", streams: number): Measure {
+/** Each stream for a time, or as many bytes as are given for a second of it. */
+function bulk(
+  direction: "down" | "up", streams: number, subjects: Described["subjects"], bytes = 0,
+): Measure {
   return {
     title: `bulk ${direction}, ${streams} stream${streams > 1 ? "s" : ""}`,
     kind: "shared",
-    subjects: everyone,
+    subjects,
     run: async (subject, { seconds }) => {
-      const args = ["-c", `${streams}`, "-t", `${seconds}`];
-      const { result, cpuNs } = await load(subject, direction, args);
+      const extent = bytes === 0 ? ["-t", `${seconds}`] : ["-b", `${Math.round(bytes * seconds)}`];
+      const { result, cpuNs } = await load(subject, direction, ["-c", `${streams}`, ...extent]);
       return { ...result, cpuPerGb: cpuNs / result.bytes };
     },
     columns: [["gbps", "Gbit/s", 1], ["cpuPerGb", "CPU s/GB", 3], ["failed", "failed", 0]],
@@ -163,7 +180,8 @@ function firstByte(ms: number): Measure {
  */
 export async function warmUp(subject: Subject, scale: Scale): Promise<void> {
   const seconds = (times: number) => ["-t", `${times * scale.seconds}`];
-  for (const role of ["down", "up"]) await load(subject, role, ["-c", "4", ...seconds(0.5)]);
+  await load(subject, "down", ["-c", "4", ...seconds(0.5)]);
+  await load(subject, "up", ["-c", "4", "-b", `${Math.round(0.5 * scale.seconds * BYTES_PER_SECOND)}`]);
   for (const role of ["pp", "rr"]) await load(subject, role, ["-c", "64", ...seconds(2)]);
 }
 
@@ -197,7 +215,7 @@ class Load {
   standing = 0;
 
   private constructor(subject: Subject, role: string, args: readonly string[]) {
-    this.#child = spawn(`${BIN}load`, [role, "-a", subject.address, "-P", "80", ...args], {
+    this.#child = spawn(`${BIN}load`, [role, ...subject.way, ...args], {
       stdio: ["pipe", "pipe", "inherit"],
     });
     this.#lines = createInterface({ input: this.#child.stdout! })[Symbol.asyncIterator]();
@@ -235,7 +253,7 @@ async function load(
   return { result, cpuNs };
 }
 
-/** The SOCKS5 server and destination behind all relays. */
+/** The SOCKS5 server behind all relays, and the destination behind all. */
 export async function startTarget(delayMs: number): Promise<ChildProcess> {
   const child = spawn(`${BIN}load`, ["target", `${TARGET_PORT}`, "-r", `${delayMs}`], {
     stdio: ["ignore", "inherit", "inherit"],

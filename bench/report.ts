@@ -6,7 +6,7 @@ import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
 import { MEASURES, type Measure, type MeasureName, type Numbers } from "./measures.ts";
-import { BIN, redsocksPath, ROOT, type SubjectName } from "./subjects.ts";
+import { BIN, DEBIAN, GO_PEERS, programPath, roleOf, ROOT, type SubjectName } from "./subjects.ts";
 
 /** For each measure and subject the numbers of each repetition. */
 export type Results = Map<MeasureName, Map<SubjectName, Numbers[]>>;
@@ -40,15 +40,20 @@ const fixed = (value: number, digits: number): string =>
 
 type Cells = string[];
 
-/** The head and the rows of one measure: medians, and in brackets the ratio to the limit. */
+/**
+ * The head and the rows of one measure: medians, and in brackets the ratio to the limit. Egresses
+ * and chains have no limit: there it is ours to the peer's.
+ */
 function cells(measure: Measure, rows: Map<SubjectName, Numbers[]>): Cells[] {
   const head = ["", ...measure.columns.map(([, heading]) => heading)];
   const limit = rows.get("limit");
+  const ours = rows.get("transplice-egress") ?? rows.get("transplice-chain");
   const body = [...rows].map(([subject, reps]) => [
     subject,
     ...measure.columns.map(([key, , digits]) => {
       const value = fixed(median(reps.map((numbers) => numbers[key] ?? NaN)), digits);
-      const to = subject === "limit" ? null : ratio(reps, limit, key);
+      const to = reps === limit || reps === ours ? null
+        : ours === undefined ? ratio(reps, limit, key) : ratio(ours, reps, key);
       if (to === null || value === "-") return value;
       const spread = reps.length > 1 ? ` ${to.least.toFixed(2)}-${to.most.toFixed(2)}` : "";
       return `${value} (${to.median.toFixed(2)}x${spread})`;
@@ -78,15 +83,18 @@ interface Target {
   readonly met: boolean | null;
 }
 
-function targets(results: Results): Target[] {
-  const list: Target[] = [];
+function targets(results: Results): { relay: Target[]; egress: Target[] } {
+  const relay: Target[] = [];
+  const egress: Target[] = [];
   const of = (measure: MeasureName, subject: SubjectName) => results.get(measure)?.get(subject);
   const compare = (
-    measure: MeasureName, key: string, against: SubjectName, relation: "<=" | ">=" | "<",
-    bound: number, what: string,
+    measure: MeasureName, key: string, against: SubjectName, relation: Relation, bound: number,
+    what: string,
   ) => {
-    const found = ratio(of(measure, "transplice"), of(measure, against), key);
-    list.push({
+    const role = roleOf(against);
+    const ours = role === "relay" ? "transplice" : `transplice-${role}` as const;
+    const found = ratio(of(measure, ours), of(measure, against), key);
+    (role === "relay" ? relay : egress).push({
       what: `${what} against ${against} ${relation} ${bound.toFixed(2)}`,
       found: found === null ? "not measured"
         : `${found.median.toFixed(2)} (${found.least.toFixed(2)}-${found.most.toFixed(2)})`,
@@ -109,7 +117,7 @@ function targets(results: Results): Target[] {
   const absolute = (measure: MeasureName, key: string, bound: number, what: string) => {
     const reps = of(measure, "transplice");
     const found = reps ? median(reps.map((numbers) => numbers[key] ?? NaN)) : NaN;
-    list.push({
+    relay.push({
       what: `${what} <= ${bound}`,
       found: Number.isNaN(found) ? "not measured" : found.toFixed(2),
       met: Number.isNaN(found) ? null : found <= bound,
@@ -118,10 +126,23 @@ function targets(results: Results): Target[] {
   absolute("idle", "bytesFew", 1024, "user memory per idle tunnel, few: bytes");
   absolute("idle", "bytesMany", 1024, "user memory per idle tunnel, many: bytes");
   absolute("idle", "fds", 2, "fds per idle tunnel");
-  return list;
+  for (const peer of ["usocksd", "dante", "microsocks"] as const) {
+    compare("egress-down-4", "cpuPerGb", peer, "<", 1, "bulk down: CPU per GB");
+    compare("egress-up-4", "cpuPerGb", peer, "<", 1, "bulk up: CPU per GB");
+    compare("egress-rr", "cpuUs", peer, "<", 1, "CPU per connection");
+    compare("egress-idle", "bytesFew", peer, "<", 1, "user memory per idle tunnel, few");
+    compare("egress-idle", "bytesMany", peer, "<", 1, "user memory per idle tunnel, many");
+  }
+  const predecessors = "transocks+usocksd";
+  compare("chain-down-4", "cpuPerGb", predecessors, "<=", 0.6, "chain, bulk down: CPU per GB");
+  compare("chain-up-4", "cpuPerGb", predecessors, "<=", 0.6, "chain, bulk up: CPU per GB");
+  compare("chain-rr", "cpuUs", predecessors, "<", 1, "chain, CPU per connection");
+  return { relay, egress };
 }
 
-function holds(value: number, relation: "<=" | ">=" | "<", bound: number): boolean {
+type Relation = "<=" | ">=" | "<";
+
+function holds(value: number, relation: Relation, bound: number): boolean {
   const rounded = Math.round(value * 100) / 100; // As it is printed.
   if (relation === "<") return rounded < bound;
   return relation === "<=" ? rounded <= bound : rounded >= bound;
@@ -135,6 +156,8 @@ export interface Run {
   readonly results: Results;
   readonly reps: number;
   readonly seconds: number;
+  /** Subjects that could not run here, each with the reason. */
+  readonly leftOut: readonly string[];
   /** The share of the machine that others had, for each measurement. */
   readonly others: readonly number[];
   readonly node: string;
@@ -143,6 +166,19 @@ export interface Run {
 
 export function resultsFile(run: Run): { markdown: string; targets: string } {
   const aims = targets(run.results);
+  const sections = (heading: string, list: Target[], wanted: (name: MeasureName) => boolean) => [
+    `${heading} To reach, and reached`,
+    "",
+    ...rowsToMarkdown([
+      ["target", "measured", ""], ...list.map((aim) => [aim.what, aim.found, verdict(aim.met)]),
+    ]),
+    ...[...run.results].filter(([name]) => wanted(name)).flatMap(([name, rows]) => {
+      const measure: Measure = MEASURES[name];
+      return ["", `${heading} ${name}: ${measure.title}`, "", ...rowsToMarkdown(cells(measure, rows))];
+    }),
+    "",
+  ];
+  const ofRelays = (name: MeasureName) => !/^(egress|chain)-/.test(name);
   const markdown = [
     "# How fast",
     "",
@@ -154,20 +190,21 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
     "",
     ...machine(run).map(([key, value]) => `- ${key}: ${value}`),
     "",
-    "## To reach, and reached",
+    ...sections("##", aims.relay, ofRelays),
+    "## The egress",
     "",
-    ...rowsToMarkdown([
-      ["target", "measured", ""], ...aims.map((aim) => [aim.what, aim.found, verdict(aim.met)]),
-    ]),
-    ...[...run.results].flatMap(([name, rows]) => {
-      const measure: Measure = MEASURES[name];
-      return ["", `## ${name}: ${measure.title}`, "", ...rowsToMarkdown(cells(measure, rows))];
-    }),
+    "SOCKS5 servers, and chains of a transparent relay and a SOCKS5 server, by the same load. It " +
+      "asks an egress itself, by address and one message at a time; a chain it knows nothing of. " +
+      "In brackets transplice's figure divided by this one: below 1 it has the lower. CPU and " +
+      "memory are of the whole process tree, both processes of a chain together. transplice has " +
+      "one worker in each role; usocksd and transocks take all CPUs, Dante has processes, " +
+      "microsocks a thread for each connection.",
     "",
+    ...sections("###", aims.egress, (name) => !ofRelays(name)),
   ].join("\n");
-  const width = Math.max(...aims.map((aim) => aim.what.length));
-  const lines = aims.filter((aim) => aim.met !== null)
-    .map((aim) => `  ${aim.what.padEnd(width)}  ${aim.found}  ${verdict(aim.met)}`);
+  const all = [...aims.relay, ...aims.egress].filter((aim) => aim.met !== null);
+  const width = Math.max(...all.map((aim) => aim.what.length));
+  const lines = all.map((aim) => `  ${aim.what.padEnd(width)}  ${aim.found}  ${verdict(aim.met)}`);
   lines.push(`  (others had ${percent(median(run.others))} of the machine, ` +
     `${percent(Math.max(...run.others))} at worst)`);
   return { markdown, targets: lines.join("\n") };
@@ -192,17 +229,22 @@ function machine(run: Run): [string, string][] {
   const versions = [
     `node ${said(run.node, "--version")}`, `koffi ${koffi.version}`, said("gcc", "--version"),
   ];
-  if (redsocksPath() !== null) versions.push(said(redsocksPath()!, "-v"));
-  const transocks = /^\s+mod\s+\S+transocks\s+(\S+)|^\s+dep\s+\S+transocks\s+(\S+)/m.exec(
-    spawnSync("go", ["version", "-m", `${BIN}transocks`], { encoding: "utf8" }).stdout ?? "",
-  );
-  if (transocks) versions.push(`transocks ${transocks[1] ?? transocks[2]}`);
+  for (const peer of Object.keys(GO_PEERS)) {
+    const built = new RegExp(`^\\s+(?:mod|dep)\\s+\\S+/${peer}\\s+(v\\S+)`, "m").exec(
+      spawnSync("go", ["version", "-m", `${BIN}${peer}`], { encoding: "utf8" }).stdout ?? "",
+    );
+    if (built) versions.push(`${peer} ${built[1]}`);
+  }
+  for (const [program, { package: name }] of DEBIAN) {
+    if (programPath(program) !== null) versions.push(said("dpkg-query", "-W", name).replace("\t", " "));
+  }
   return [
     ["date", new Date().toISOString().slice(0, 10)],
     ["machine", `${processor.length} x ${processor[0]?.model.trim()}, ` +
       `${Math.round(totalmem() / 2 ** 30)} GiB`],
     ["kernel", `Linux ${said("uname", "-r")} ${said("uname", "-m")}`],
     ["versions", versions.join("; ")],
+    ["left out", run.leftOut.join("; ") || "nobody"],
     ["load of others", `${percent(median(run.others))} of the machine in the median measurement, ` +
       `${percent(Math.max(...run.others))} in the worst`],
     ["commit", commit],

@@ -1,5 +1,6 @@
 /**
- * The benchmark: transplice, the C limit and the peers under the same load, one after another.
+ * The benchmark: transplice, the C limit and the peers under the same load, one after another:
+ * first the relays, then the egresses, then chains of a relay and an egress.
  *
  *     node dist/bench/run.js [--quick] [--write] [--subjects a,b] [--measures a,b] [--reps N] ...
  *
@@ -19,8 +20,8 @@ import {
 } from "./measures.ts";
 import { resultsFile, table, type Results } from "./report.ts";
 import {
-  BIN, missing, networksOf, othersBetween, portOf, readMachine, ROOT, SCRATCH, startSubject, stop,
-  SUBJECTS, type Subject, type SubjectName,
+  BIN, DESTINATION, GO_PEERS, missing, othersBetween, portOf, readMachine, redirected, ROOT, SCRATCH,
+  startSubject, stop, SUBJECTS, type Subject, type SubjectName,
 } from "./subjects.ts";
 
 /** What --quick is content with. */
@@ -32,6 +33,8 @@ const ATTEMPTS = 3;
 /** Waiting and repeating, all measurements together: a busy machine must not hold us for hours. */
 const PATIENCE_MS = 180_000;
 const QUICK_MEASURES = "down-4,up-4,rr,pp-64,http,ttfb-20,idle,heap";
+/** Who must not lose a connection. */
+const OURS = ["direct", "limit", "transplice", "transplice-egress", "transplice-chain"] as const;
 
 const { values: flags } = parseArgs({
   options: {
@@ -59,22 +62,24 @@ function build(): void {
     const gcc = spawnSync("gcc", ["-O2", "-Wall", "-o", binary, source], { stdio: "inherit" });
     if (gcc.status !== 0) throw new Error(`gcc could not build bench/${program}.c`);
   }
-  const wanted = flags.subjects?.includes("transocks") ?? !flags.quick;
-  if (wanted && missing("transocks") !== null) buildTransocks();
+  for (const [peer, version] of Object.entries(GO_PEERS)) {
+    const wanted = flags.subjects?.includes(peer) ?? !flags.quick;
+    if (wanted && !existsSync(`${BIN}${peer}`)) buildPeer(peer, version);
+  }
 }
 
 /** From the Go module proxy. Its last tag is asked for by name where "latest" is not answered. */
-function buildTransocks(): void {
+function buildPeer(peer: string, version: string): void {
   const go = (args: string[], cwd: string) =>
     spawnSync("go", args, { cwd, stdio: "ignore", env: { ...process.env, GOBIN: BIN } });
-  const [module, version] = ["github.com/cybozu-go/transocks", "v1.1.1"];
-  console.log("building transocks with go ...");
+  const module = `github.com/cybozu-go/${peer}`;
+  console.log(`building ${peer} with go ...`);
   const scratch = mkdtempSync(`${tmpdir()}/transplice-bench-`);
   try {
-    if (go(["install", `${module}/cmd/transocks@latest`], scratch).status === 0) return;
+    if (go(["install", `${module}/cmd/${peer}@latest`], scratch).status === 0) return;
     go(["mod", "init", "peer"], scratch);
     go(["mod", "edit", `-require=${module}@${version}`], scratch);
-    go(["build", "-mod=mod", "-o", `${BIN}transocks`, `${module}/cmd/transocks`], scratch);
+    go(["build", "-mod=mod", "-o", `${BIN}${peer}`, `${module}/cmd/${peer}`], scratch);
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }
@@ -117,7 +122,8 @@ function prepareNetwork(subjects: readonly SubjectName[]): void {
   run("mount", "-t", "tmpfs", "tmpfs", SCRATCH);
   process.env["XTABLES_LOCKFILE"] = `${SCRATCH}xtables.lock`;
   run("ip", "link", "set", "lo", "up");
-  run("ip", "address", "add", "198.18.0.1/32", "dev", "lo"); // Something to come from.
+  // Something for connections to come from, and for those of egresses to go to.
+  run("ip", "address", "add", `${DESTINATION}/32`, "dev", "lo");
   run("ip", "route", "add", "default", "dev", "lo");
   run("ip", "-6", "route", "add", "default", "dev", "lo");
   // Ports of our own stay below; a connection that has ended must not stand in the way of others.
@@ -125,12 +131,9 @@ function prepareNetwork(subjects: readonly SubjectName[]): void {
   sysctl("net.ipv4.tcp_tw_reuse", "1");
   sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1");
   for (const subject of subjects) {
-    const networks = networksOf(subject);
-    const port = `${portOf(subject)}`;
-    const rules = [["iptables", networks.v4], ["ip6tables", networks.v6]] as const;
-    for (const [tool, network] of rules) {
-      run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", "-d", network,
-        "-j", "REDIRECT", "--to-ports", port);
+    for (const [tool, match] of redirected(subject)) {
+      run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", ...match,
+        "-j", "REDIRECT", "--to-ports", `${portOf(subject)}`);
     }
   }
 }
@@ -223,13 +226,15 @@ class Stage {
 async function measureAll(): Promise<void> {
   // Process 1 of a namespace dies of no signal that it does not ask for.
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.on(signal, () => process.exit(130));
+  const leftOut: string[] = [];
   const subjects = choice(
     "subjects", flags.subjects ?? (flags.quick ? QUICK_SUBJECTS : undefined), SUBJECTS,
   ).filter((name) => {
     const why = missing(name);
-    if (why !== null) console.log(`${name} is left out: ${why}`);
+    if (why !== null) leftOut.push(`${name} (${why})`);
     return why === null;
   });
+  for (const one of leftOut) console.log(`left out: ${one}`);
   const names = choice(
     "measures", flags.measures ?? (flags.quick ? QUICK_MEASURES : undefined),
     Object.keys(MEASURES) as MeasureName[],
@@ -256,7 +261,7 @@ async function measureAll(): Promise<void> {
   }
   await stage.end();
   const report = resultsFile({
-    results, reps, others: stage.others, seconds: stage.scale.seconds, node: flags.node,
+    results, reps, leftOut, others: stage.others, seconds: stage.scale.seconds, node: flags.node,
     command: ["node dist/bench/run.js", ...process.argv.slice(2)]
       .filter((word) => word !== "--inside").join(" "),
   });
@@ -275,7 +280,7 @@ async function measureAll(): Promise<void> {
 function lost(results: Results): string {
   const found: string[] = [];
   for (const [measure, rows] of results) {
-    for (const subject of ["direct", "limit", "transplice"] as const) {
+    for (const subject of OURS) {
       const counts = (rows.get(subject) ?? []).map((numbers) => numbers["failed"] ?? 0);
       const failed = counts.reduce((sum, one) => sum + one, 0);
       if (failed > 0) found.push(`${measure} through ${subject}: ${failed}`);
@@ -303,7 +308,7 @@ if (flags.help) {
   --reps N         repetitions of each measure (5; of idle and heap fewer)
   --seconds S      of each measurement (${FULL.seconds})
   --quick          seconds rather than minutes: shows that everything works, not how fast
-  --ipv6           the clients come by IPv6
+  --ipv6           the clients of the relays come by IPv6
   --node PATH      the node that runs transplice and node-pipe
   --write          writes bench/RESULTS.md`);
 } else if (flags.inside) {

@@ -1,7 +1,9 @@
 /**
- * What is measured: each relay as a process of its own, and the reading of its CPU clock, memory
- * and fds from /proc. Every subject has a port and a range of addresses that exist nowhere; the
- * firewall hands connections to those addresses to that port, so that all can run side by side.
+ * What is measured: each relay, egress and chain of both as processes of its own, and the reading
+ * of their CPU clock, memory and fds from /proc. Every subject has a port, so that all can run side
+ * by side. A relay has a range of addresses that exist nowhere, and the firewall hands connections
+ * to those addresses to its port; an egress is asked by SOCKS5 for an address that exists; what
+ * goes to the same address with a chain's mark, the firewall hands to the chain's relay.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, openSync, closeSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
@@ -15,16 +17,31 @@ export const BIN = `${ROOT}bench/bin/`;
 export const SCRATCH = "/run/";
 export const TARGET_PORT = 1080;
 const FIRST_PORT = 1100;
+/** Of the chains' egresses, which are nobody else's to speak to. */
+const FIRST_INNER_PORT = 1200;
+/** Of this host, and not loopback's own: it is where egresses go, at TARGET_PORT. */
+export const DESTINATION = "198.18.0.1";
 
-export const SUBJECTS = [
+const RELAYS = [
   "direct", "limit", "transplice", "transplice+log", "node-pipe", "redsocks", "transocks",
 ] as const;
+const EGRESSES = ["transplice-egress", "usocksd", "dante", "microsocks"] as const;
+const CHAINS = ["transplice-chain", "transocks+usocksd"] as const;
+export const SUBJECTS = [...RELAYS, ...EGRESSES, ...CHAINS] as const;
 export type SubjectName = (typeof SUBJECTS)[number];
+export type Role = "relay" | "egress" | "chain";
+
+export function roleOf(name: SubjectName): Role {
+  const among = (list: readonly SubjectName[]) => list.includes(name);
+  return among(RELAYS) ? "relay" : among(EGRESSES) ? "egress" : "chain";
+}
 
 export interface Subject {
   readonly name: SubjectName;
-  /** The first of its addresses that exist nowhere. */
+  /** Where a client connects who goes through it and knows of no proxy. */
   readonly address: string;
+  /** What the load is told to go through it. */
+  readonly way: readonly string[];
   readonly process: ChildProcess;
   readonly pid: number;
 }
@@ -41,27 +58,61 @@ export function missing(name: SubjectName): string | null {
   if (name.startsWith("transplice") && !existsSync(`${ROOT}dist/src/main.js`)) {
     return "dist/src/main.js is not there: npm run build";
   }
-  if (name === "redsocks" && redsocksPath() === null) return "not installed: apt install redsocks";
-  if (name === "transocks" && !existsSync(`${BIN}transocks`)) {
-    return "could not be built: Go and the Go module proxy are needed";
-  }
-  return null;
+  if (name === "transplice-egress" || name === "transplice-chain") return "not there yet";
+  const fromDebian = DEBIAN.get(name)?.package;
+  if (fromDebian !== undefined && programPath(name) === null) return `not installed: apt install ${fromDebian}`;
+  const lacking = name.split("+").find((part) => part in GO_PEERS && !existsSync(`${BIN}${part}`));
+  if (lacking === undefined) return null;
+  return `${lacking} could not be built: Go, and a Go module proxy that has it, are needed`;
 }
 
-export const redsocksPath = (): string | null =>
-  ["/usr/sbin/redsocks", "/usr/bin/redsocks"].find((path) => existsSync(path)) ?? null;
+/** The peers that Debian has. */
+export const DEBIAN = new Map<string, { readonly package: string; readonly file: string }>([
+  ["redsocks", { package: "redsocks", file: "redsocks" }],
+  ["dante", { package: "dante-server", file: "danted" }],
+  ["microsocks", { package: "microsocks", file: "microsocks" }],
+]);
+
+export function programPath(program: string): string | null {
+  const file = DEBIAN.get(program)?.file;
+  return ["/usr/sbin/", "/usr/bin/"].map((folder) => `${folder}${file}`).find(existsSync) ?? null;
+}
+
+/** The peers that Go builds, by the last tag that is known of each. */
+export const GO_PEERS: Readonly<Record<string, string>> = {
+  transocks: "v1.1.1",
+  usocksd: "v1.3.0",
+};
 
 export const portOf = (name: SubjectName): number => FIRST_PORT + SUBJECTS.indexOf(name);
 
-/** The networks whose connections are redirected to the subject's port. */
-export function networksOf(name: SubjectName): { v4: string; v6: string } {
+const innerPortOf = (name: SubjectName): number => FIRST_INNER_PORT + SUBJECTS.indexOf(name);
+
+/** What is redirected to the subject's port, as its rule says it to each tool of the firewall. */
+export function redirected(name: SubjectName): [tool: string, match: string[]][] {
   const index = SUBJECTS.indexOf(name);
-  return { v4: `198.51.100.${16 * index}/28`, v6: `2001:db8::${index}:0/112` };
+  switch (roleOf(name)) {
+    case "relay":
+      return [
+        ["iptables", ["-d", `198.51.100.${16 * index}/28`]],
+        ["ip6tables", ["-d", `2001:db8::${index}:0/112`]],
+      ];
+    case "egress":
+      return [];
+    case "chain":
+      return [["iptables", ["-d", DESTINATION, "-m", "mark", "--mark", `${portOf(name)}`]]];
+  }
 }
 
-function addressOf(name: SubjectName, ipv6: boolean): string {
+function wayThrough(name: SubjectName, ipv6: boolean): Pick<Subject, "address" | "way"> {
   const index = SUBJECTS.indexOf(name);
-  return ipv6 ? `2001:db8::${index}:1` : `198.51.100.${16 * index + 1}`;
+  const relayed = ipv6 ? `2001:db8::${index}:1` : `198.51.100.${16 * index + 1}`;
+  const real = ["-a", DESTINATION, "-P", `${TARGET_PORT}`];
+  switch (roleOf(name)) {
+    case "relay": return { address: relayed, way: ["-a", relayed, "-P", "80"] };
+    case "egress": return { address: DESTINATION, way: [...real, "-x", `${portOf(name)}`] };
+    case "chain": return { address: DESTINATION, way: [...real, "-m", `${portOf(name)}`] };
+  }
 }
 
 /** Starts a subject and waits until it listens. */
@@ -71,7 +122,8 @@ export async function startSubject(name: SubjectName, options: SubjectOptions): 
   const child = spawn(command!, args, { stdio: ["ignore", log, log] });
   closeSync(log);
   await listening(portOf(name), child, name);
-  return { name, address: addressOf(name, options.ipv6), process: child, pid: child.pid! };
+  if (roleOf(name) === "chain") await listening(innerPortOf(name), child, name);
+  return { name, ...wayThrough(name, options.ipv6), process: child, pid: child.pid! };
 }
 
 export const logOf = (name: SubjectName): string => `${SCRATCH}${name}.log`;
@@ -95,47 +147,115 @@ export async function stop(child: ChildProcess, patienceMs = 500): Promise<void>
 
 function commandOf(name: SubjectName, options: SubjectOptions): string[] {
   const port = portOf(name);
-  const file = `${SCRATCH}${name}.conf`;
-  const node = [options.node, ...options.nodeFlags];
+  const inner = innerPortOf(name);
   switch (name) {
     case "direct":
       return [`${BIN}load`, "serve", `${port}`];
     case "limit":
       return [`${BIN}limit`, `${port}`, "127.0.0.1", `${TARGET_PORT}`];
     case "transplice":
+      return transplice(name, options, relayKeys(port, TARGET_PORT), "warning");
     case "transplice+log":
-      writeFileSync(file, [
-        `listen = ["127.0.0.1:${port}", "[::1]:${port}"]`,
-        `proxy_url = "socks5://127.0.0.1:${TARGET_PORT}"`,
-        "workers = 1",
-        "[log]",
-        `filename = "${SCRATCH}${name}.lines"`,
-        `level = "${name === "transplice" ? "warning" : "info"}"`,
-        "",
-      ].join("\n"));
-      return [...node, `${ROOT}dist/src/main.js`, "-f", file];
+      return transplice(name, options, relayKeys(port, TARGET_PORT), "info");
+    case "transplice-egress":
+      return transplice(name, options, egressKeys(port), "warning");
+    case "transplice-chain":
+      return together(
+        transplice(`${name}.relay`, options, relayKeys(port, inner), "warning"),
+        transplice(`${name}.egress`, options, egressKeys(inner), "warning"),
+      );
     case "node-pipe":
-      return [...node, `${ROOT}dist/bench/pipe-relay.js`, `${port}`, `${TARGET_PORT}`];
+      return [
+        options.node, ...options.nodeFlags, `${ROOT}dist/bench/pipe-relay.js`, `${port}`,
+        `${TARGET_PORT}`,
+      ];
     case "redsocks":
-      writeFileSync(file, [
+      return [programPath(name)!, "-c", configured(name, [
         "base { log_debug = off; log_info = off; log = \"stderr\"; daemon = off;",
         "  redirector = iptables; redsocks_conn_max = 12000; }",
         `redsocks { local_ip = 127.0.0.1; local_port = ${port}; ip = 127.0.0.1;`,
         `  port = ${TARGET_PORT}; type = socks5; splice = on; listenq = 4096; }`,
-        "",
-      ].join("\n"));
-      return [redsocksPath()!, "-c", file];
+      ])];
     case "transocks":
-      writeFileSync(file, [
-        `listen = "127.0.0.1:${port}"`,
-        `proxy_url = "socks5://127.0.0.1:${TARGET_PORT}"`,
-        "[log]",
-        "level = \"warning\"",
-        "",
-      ].join("\n"));
-      return [`${BIN}transocks`, "-f", file];
+      return transocks(name, port, TARGET_PORT);
+    case "usocksd":
+      return usocksd(name, port);
+    case "transocks+usocksd":
+      return together(transocks(`${name}.relay`, port, inner), usocksd(`${name}.egress`, inner));
+    case "dante":
+      return [programPath(name)!, "-p", `${SCRATCH}${name}.pid`, "-f", configured(name, [
+        "errorlog: stderr",
+        `internal: 127.0.0.1 port = ${port}`,
+        `external: ${DESTINATION}`,
+        "clientmethod: none",
+        "socksmethod: none",
+        "user.privileged: root",
+        "user.unprivileged: root",
+        "client pass { from: 0/0 to: 0/0 }",
+        "socks pass { from: 0/0 to: 0/0 }",
+      ])];
+    case "microsocks":
+      // It cannot be told to be quiet: its lines go where they cost it least.
+      return ["sh", "-c", `exec ${programPath(name)} -i 127.0.0.1 -p ${port} 2>/dev/null`];
   }
 }
+
+/** Two processes in one tree, which is read and ended as one. */
+const together = (relay: string[], egress: string[]): string[] =>
+  ["sh", "-c", `${egress.join(" ")} & exec ${relay.join(" ")}`];
+
+/** Writes a configuration file and says where it is. */
+function configured(name: string, lines: readonly string[]): string {
+  const file = `${SCRATCH}${name}.conf`;
+  writeFileSync(file, `${lines.join("\n")}\n`);
+  return file;
+}
+
+const relayKeys = (port: number, upstreamPort: number): string[] => [
+  `listen = ["127.0.0.1:${port}", "[::1]:${port}"]`,
+  `proxy_url = "socks5://127.0.0.1:${upstreamPort}"`,
+];
+
+const ALLOW_FROM = "allow_from = [\"127.0.0.0/8\", \"198.18.0.0/15\"]";
+
+const egressKeys = (port: number): string[] => [
+  "[incoming]",
+  `port = ${port}`,
+  "addresses = [\"127.0.0.1\"]",
+  "metrics_port = 0",
+  ALLOW_FROM,
+  "[outgoing]",
+  "allow_networks = [\"127.0.0.0/8\", \"198.18.0.0/15\"]",
+];
+
+function transplice(
+  name: string, options: SubjectOptions, keys: readonly string[], level: string,
+): string[] {
+  const file = configured(name, [
+    "workers = 1", ...keys, "[log]", `filename = "${SCRATCH}${name}.lines"`, `level = "${level}"`,
+  ]);
+  return [options.node, ...options.nodeFlags, `${ROOT}dist/src/main.js`, "-f", file];
+}
+
+const transocks = (name: string, port: number, upstreamPort: number): string[] =>
+  [`${BIN}transocks`, "-f", configured(name, [
+    `listen = "127.0.0.1:${port}"`,
+    `proxy_url = "socks5://127.0.0.1:${upstreamPort}"`,
+    "[log]",
+    "level = \"warning\"",
+  ])];
+
+/** Its metrics cannot be turned off; 0 is a port of the kernel's choice. */
+const usocksd = (name: string, port: number): string[] =>
+  [`${BIN}usocksd`, "-f", configured(name, [
+    "[incoming]",
+    `port = ${port}`,
+    "metrics_port = 0",
+    "addresses = [\"127.0.0.1\"]",
+    ALLOW_FROM,
+    "[log]",
+    "level = \"warning\"",
+  ])];
 
 /** Waits until someone listens on the port. Asks the kernel's table: a probe would be a client. */
 export async function listening(port: number, child: ChildProcess, what: string): Promise<void> {
@@ -154,12 +274,16 @@ export async function listening(port: number, child: ChildProcess, what: string)
 
 // ---- what /proc says ---------------------------------------------------------------------------
 
-/** A reading of a process tree's CPU clock. */
-export interface CpuReading {
+/** A reading of a process tree's CPU clock, by process. */
+export type CpuReading = ReadonlyMap<number, ProcessReading>;
+
+interface ProcessReading {
   /** Nanoseconds on a CPU of each thread that lives. */
-  readonly threads: ReadonlyMap<string, number>;
-  /** The same of whole processes with the threads that have ended, to a tick. */
-  readonly processes: ReadonlyMap<number, number>;
+  readonly threads: ReadonlyMap<number, number>;
+  /** The same of the process with the threads that have ended, to a tick. */
+  readonly ownNs: number;
+  /** And of its children that have ended, and theirs. */
+  readonly childrenNs: number;
 }
 
 /** A reading of the whole machine's clock beside ours. */
@@ -200,33 +324,42 @@ export function othersBetween(before: MachineReading, after: MachineReading): nu
 const TICK_NS = 1e7; // USER_HZ is 100 on every architecture of Linux that Node runs on.
 
 export function readCpu(root: number): CpuReading {
-  const threads = new Map<string, number>();
-  const processes = new Map<number, number>();
+  const reading = new Map<number, ProcessReading>();
   for (const pid of processTree(root)) {
     try {
+      const threads = new Map<number, number>();
       for (const tid of readdirSync(`/proc/${pid}/task`)) {
         const schedstat = readFileSync(`/proc/${pid}/task/${tid}/schedstat`, "utf8");
-        threads.set(`${pid}/${tid}`, Number(schedstat.split(" ")[0]));
+        threads.set(Number(tid), Number(schedstat.split(" ")[0]));
       }
-      const fields = statFields(pid);
-      processes.set(pid, (Number(fields[11]) + Number(fields[12])) * TICK_NS);
+      const [user, system, childrenUser, childrenSystem] =
+        statFields(pid).slice(11, 15).map((ticks) => Number(ticks) * TICK_NS);
+      const [ownNs, childrenNs] = [user! + system!, childrenUser! + childrenSystem!];
+      reading.set(pid, { threads, ownNs, childrenNs });
     } catch {
-      // A thread or a process ended while it was being read: `processes` of its parent knows.
+      // A thread or a process ended while it was being read: its parent knows.
     }
   }
-  return { threads, processes };
+  return reading;
 }
 
 /**
- * Nanoseconds between two readings. By schedstat, which is exact; where threads have come and gone
- * in between, it falls behind the coarse clock of the process, and then that one counts.
+ * Nanoseconds between two readings. By schedstat, which is exact; where threads of a process have
+ * come and gone in between, it falls behind the coarse clock of the process, and then that one
+ * counts. What processes had that have ended is in their parent's account, from their beginning.
  */
 export function cpuBetween(before: CpuReading, after: CpuReading): number {
-  let exact = 0;
-  for (const [thread, ns] of after.threads) exact += ns - (before.threads.get(thread) ?? 0);
-  let coarse = 0;
-  for (const [pid, ns] of after.processes) coarse += ns - (before.processes.get(pid) ?? 0);
-  return coarse - exact > 4 * TICK_NS ? coarse : exact;
+  let [living, ended] = [0, 0];
+  for (const [pid, now] of after) {
+    const then = before.get(pid);
+    let exact = 0;
+    for (const [thread, ns] of now.threads) exact += ns - (then?.threads.get(thread) ?? 0);
+    const coarse = now.ownNs - (then?.ownNs ?? 0);
+    living += coarse - exact > 4 * TICK_NS ? coarse : exact;
+    ended += now.childrenNs - (then?.childrenNs ?? 0);
+  }
+  for (const [pid, then] of before) if (!after.has(pid)) ended -= then.ownNs + then.childrenNs;
+  return living + Math.max(0, ended);
 }
 
 export interface Usage {
@@ -239,11 +372,16 @@ export interface Usage {
 export function readUsage(root: number): Usage {
   let [privateBytes, residentBytes, fds] = [0, 0, 0];
   for (const pid of processTree(root)) {
-    const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
-    const kib = (key: string) => Number(new RegExp(`^${key}:\\s+(\\d+)`, "m").exec(rollup)?.[1]);
-    privateBytes += kib("Private_Dirty") * 1024;
-    residentBytes += kib("Rss") * 1024;
-    fds += readdirSync(`/proc/${pid}/fd`).length;
+    try {
+      const rollup = readFileSync(`/proc/${pid}/smaps_rollup`, "utf8");
+      const kib = (key: string) => Number(new RegExp(`^${key}:\\s+(\\d+)`, "m").exec(rollup)?.[1]);
+      fds += readdirSync(`/proc/${pid}/fd`).length;
+      privateBytes += kib("Private_Dirty") * 1024;
+      residentBytes += kib("Rss") * 1024;
+    } catch (error) {
+      if (pid === root) throw error;
+      // It ended meanwhile, and has no memory.
+    }
   }
   return { privateBytes, residentBytes, fds };
 }

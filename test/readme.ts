@@ -28,7 +28,10 @@ function results(): string {
     return title === undefined ? "" : `\n\n**${title[0]!.toUpperCase()}${title.slice(1)}**\n\n${section(name)}`;
   };
   const tables = ["down-4", "up-4", "rr", "pp-64", "idle"].map(titled).join("");
-  return `${facts}\n\n${section("To reach, and reached")}${tables}`;
+  // The egress' half has its own headings, a level below.
+  const reached = /\n## The egress\n[\s\S]*?\n### To reach, and reached\n\n([\s\S]*?)\n\n/.exec(page)?.[1];
+  const egress = reached === undefined ? "" : `\n\n**The egress, and the whole chain**\n\n${reached}`;
+  return `${facts}\n\n${section("To reach, and reached")}${tables}${egress}`;
 }
 
 /** README.md as it should be. */
