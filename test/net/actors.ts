@@ -166,15 +166,16 @@ export class Peer {
 
 /**
  * Connects from a host to an address, and answers when connect() has. A connection that is reset in
- * the same moment has been one: its peer has ended by a reset. A refused one is an error.
+ * the same moment has been one: its peer has ended by a reset. A refused one is an error. `from`
+ * is an address of the host's, where it has several.
  */
 export async function connect(
   host: Place,
   address: string,
   port: number,
-  options: { reading?: boolean; onread?: OnReadOpts } = {},
+  options: { reading?: boolean; onread?: OnReadOpts; from?: string } = {},
 ): Promise<Peer> {
-  const { onread } = options;
+  const { onread, from } = options;
   const socket = new Socket({ allowHalfOpen: true, ...(onread === undefined ? {} : { onread }) });
   const peer = new Peer(socket, options);
   await new Promise<void>((resolve, reject) => {
@@ -183,7 +184,8 @@ export async function connect(
       if (error.code === "ECONNRESET") resolve();
       else reject(error);
     });
-    host.withinNextTick(() => socket.connect({ host: address, port }));
+    const where = { host: address, port, ...(from === undefined ? {} : { localAddress: from }) };
+    host.withinNextTick(() => socket.connect(where));
   });
   return peer;
 }

@@ -10,9 +10,10 @@ import { type Host, PRIVATE } from "./sandbox.ts";
 
 export const MAIN = fileURLToPath(new URL("../../src/main.js", import.meta.url));
 
-type Value = string | number | boolean | readonly string[];
-/** Keys of the file; a key's object is a table. */
-export type Settings = { readonly [key: string]: Value | { readonly [key: string]: Value } };
+type Value = string | number | boolean | readonly Value[] | Table;
+type Table = { readonly [key: string]: Value };
+/** Keys of the file; a key's object is a table, and its list of objects one of `[[tables]]`. */
+export type Settings = Table;
 
 /** One line of the log. */
 export interface Entry {
@@ -51,11 +52,14 @@ export class Relay {
     this.#settings = settings;
   }
 
-  /** Starts it; it may be still on its way when this answers. See ready(). */
-  static spawn(host: Host, settings: Settings, options: StartOptions = {}): Relay {
+  /**
+   * Starts it; it may be still on its way when this answers. See ready(). A file of somebody
+   * else's is given as its text, and logs JSON on standard error.
+   */
+  static spawn(host: Host, settings: Settings | string, options: StartOptions = {}): Relay {
     const file = `${PRIVATE}/transplice-${files++}.toml`;
-    const complete = withLog(settings);
-    writeFileSync(file, toml(complete));
+    const complete = typeof settings === "string" ? {} : withLog(settings);
+    writeFileSync(file, typeof settings === "string" ? settings : toml(complete));
     const command = [process.execPath, ...(options.nodeFlags ?? []), MAIN, "-f", file];
     if (options.nofile !== undefined) command.unshift("prlimit", `--nofile=${options.nofile}`);
     const child = host.spawn(command[0]!, command.slice(1), {
@@ -192,16 +196,25 @@ function withLog(settings: Settings): Settings {
   return { ...settings, log: { format: "json", level: "debug", ...log } };
 }
 
+const isTable = (it: Value): it is Table => typeof it === "object" && !Array.isArray(it);
+const isTables = (it: Value): it is readonly Table[] =>
+  Array.isArray(it) && it.length > 0 && it.every(isTable);
+
 export function toml(settings: Settings): string {
-  const value = (it: Value): string => JSON.stringify(it);
-  const lines: string[] = [];
+  const key = (name: string): string => (/^[\w-]+$/.test(name) ? name : JSON.stringify(name));
+  const value = (it: Value): string => {
+    if (Array.isArray(it)) return `[${it.map(value).join(", ")}]`;
+    if (!isTable(it)) return JSON.stringify(it);
+    return `{ ${Object.entries(it).map(pair).join(", ")} }`;
+  };
+  const pair = ([name, it]: [string, Value]): string => `${key(name)} = ${value(it)}`;
   const entries = Object.entries(settings);
-  const isTable = (it: unknown): it is { [key: string]: Value } =>
-    typeof it === "object" && !Array.isArray(it);
-  for (const [key, it] of entries) if (!isTable(it)) lines.push(`${key} = ${value(it as Value)}`);
-  for (const [key, it] of entries) {
-    if (!isTable(it)) continue;
-    lines.push(`[${key}]`, ...Object.entries(it).map(([name, each]) => `${name} = ${value(each)}`));
+  const lines = entries.filter(([, it]) => !isTable(it) && !isTables(it)).map(pair);
+  for (const [name, it] of entries) {
+    const tables = isTable(it) ? [it] : isTables(it) ? it : [];
+    for (const table of tables) {
+      lines.push(isTable(it) ? `[${name}]` : `[[${name}]]`, ...Object.entries(table).map(pair));
+    }
   }
   return `${lines.join("\n")}\n`;
 }
