@@ -21,7 +21,7 @@ const DIRECTIONS: readonly { of: RegExp; may: readonly RegExp[] }[] = [
   { of: /^src\/engine\//, may: [/^src\/engine\/(?!session|route|engine)/, /^native-bindings\//] },
   { of: /^src\/worker\.ts$/, may: [/^src\/engine\//, /^native-bindings\//, /^node:worker_threads$/] },
   { of: /^src\/config\//, may: [/^src\/config\//, /^src\/policy\//, /^src\/protocol\/handshake\.ts$/, /^native-bindings\/constants\.ts$/, /^node:/, /^(toml-eslint-parser|fastest-levenshtein|ipaddr\.js)$/] },
-  { of: /^src\/(control\/|main\.ts$|cli\.ts$)/, may: [/^src\//, /^native-bindings\//, /^node:/, /^commander$/] },
+  { of: /^src\/(control\/|main\.ts$|cli\.ts$)/, may: [/^src\//, /^native-bindings\//, /^node:/, /^(commander|prom-client)$/] },
   { of: /^test\//, may: [/./] },
   { of: /^bench\//, may: [/^bench\//, /^src\//, /^native-bindings\//, /^test\/net\//, /^node:/, /^(tinybench|autocannon|koffi)$/] },
 ];
