@@ -17,6 +17,7 @@ import {
   STATUS_NAMES,
 } from "../engine/socks-counters.ts";
 import type { Log } from "./log.ts";
+import type { NamesStats } from "./names.ts";
 
 /** Current numbers, all asked for once in each scrape. */
 export interface MetricsSources {
@@ -25,7 +26,7 @@ export interface MetricsSources {
   /** null: this address is no longer in the pool. */
   readonly health: (address: string) => EgressHealth | null;
   readonly denied: () => readonly RuleCount[];
-  readonly names: () => NamesCounts;
+  readonly names: () => NamesStats;
 }
 
 export interface EgressHealth {
@@ -33,13 +34,6 @@ export interface EgressHealth {
   readonly usable: boolean;
   /** A DNSBL lists it. */
   readonly listed: boolean;
-}
-
-export interface NamesCounts {
-  readonly hits: number;
-  readonly misses: number;
-  /** Queries that wait for an answer now. */
-  readonly inFlight: number;
 }
 
 export type MetricsAddress = Pick<ListenAddress, "text" | "dualStack">;
@@ -240,7 +234,7 @@ interface Numbers {
   readonly socks: SocksTotals;
   readonly addresses: readonly (AddressCounts & EgressHealth)[];
   readonly denied: readonly RuleCount[];
-  readonly names: NamesCounts;
+  readonly names: NamesStats;
 }
 
 /** One metric: to the registry what its own Counter, Gauge and Histogram are, but with no memory. */
@@ -416,13 +410,13 @@ function families(numbers: () => Numbers, boundText: (bound: number) => string):
       numbers().denied.map(({ rule, denied }) => ({ labels: { rule }, value: denied })),
     ),
     new Family("counter", "transplice_names_cache_hits_total", "Names answered from the cache.", () =>
-      one(numbers().names.hits),
+      one(numbers().names.fromCache),
     ),
     new Family("counter", "transplice_names_cache_misses_total", "Names that DNS was asked for.", () =>
-      one(numbers().names.misses),
+      one(numbers().names.asked),
     ),
     new Family("gauge", "transplice_names_in_flight", "Names that wait for an answer of DNS.", () =>
-      one(numbers().names.inFlight),
+      one(numbers().names.asking),
     ),
   ];
 }

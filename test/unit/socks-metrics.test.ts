@@ -24,7 +24,10 @@ class World {
     addresses: () => this.reader.addresses(),
     health: (address) => this.health.get(address) ?? null,
     denied: () => this.reader.denied(),
-    names: () => ({ hits: 7, misses: 3, inFlight: 2 }),
+    names: () => ({
+      cached: 99, asking: 2, fromHosts: 99, fromCache: 7, joined: 99, asked: 3, refused: 99, notFound: 99, failed: 99,
+      timeouts: 99,
+    }),
   };
   readonly metrics: SocksMetrics;
 
