@@ -13,6 +13,7 @@ import { Bench } from "tinybench";
 import { EBADF, EPOLL_CTL_ADD, EPOLLIN } from "../native-bindings/constants.ts";
 import { linux } from "../native-bindings/syscalls.ts";
 import { Timeouts, type Waiter } from "../src/engine/timeouts.ts";
+import { type EgressAddress, EgressPool } from "../src/policy/egress.ts";
 import type { Destination, Handshake } from "../src/protocol/handshake.ts";
 import { HttpConnect } from "../src/protocol/http-connect.ts";
 import { Socks5Client } from "../src/protocol/socks5-client.ts";
@@ -29,6 +30,7 @@ await section("a system call through koffi, by argument form", calls());
 await section("the seam: native-bindings/syscalls.ts", seam());
 await section("protocol machines, a whole dialogue", machines());
 await section("deadlines", deadlines());
+await section("egress address choice, 4,096 addresses", egressChoice());
 if (process.argv.includes("--write")) {
   const [page] = readFileSync(PAGE, "utf8").split(`\n${HEADING}`);
   writeFileSync(PAGE, `${page!.trimEnd()}\n\n${HEADING}\n\n${rows.join("\n")}\n`);
@@ -163,5 +165,34 @@ function deadlines(): Operations {
       return ms;
     },
     "1 ms of time, 10,000 waiting 10 s each": () => timeouts.expire(now++),
+  };
+}
+
+function egressChoice(): Operations {
+  const addresses = (weight: (i: number) => number) =>
+    Array.from({ length: 4096 }, (_, i): EgressAddress => {
+      return { bytes: Uint8Array.of(192, 0, i >> 8, i & 255), prefix: 32, weight: weight(i) };
+    });
+  const never = () => 0;
+  const known = new EgressPool(addresses(() => 1), "client", never);
+  const fresh = new EgressPool(addresses(() => 1), "client", never);
+  const weighted = new EgressPool(addresses((i) => 1 + (i % 3)), "client", never);
+  const drawing = new EgressPool(addresses(() => 1), "none", Math.random);
+  const few = new EgressPool(addresses(() => 1).slice(0, 8), "client", never);
+  const server = Uint8Array.of(198, 51, 100, 10);
+  const client = Uint8Array.of(10, 0, 0, 0);
+  const view = new DataView(client.buffer);
+  let turn = 0;
+  const ask = (pool: EgressPool, number: number, rank: number) => {
+    view.setUint32(0, number);
+    return pool.choose(client, 0, 4, server, 0, 4, rank);
+  };
+  return {
+    "a known client, of 1,000": () => ask(known, turn++ % 1000, 0),
+    "a known client's second choice": () => ask(known, turn++ % 1000, 1),
+    "a new client": () => ask(fresh, turn++, 0),
+    "a new client, three weights": () => ask(weighted, turn++, 0),
+    "affinity none": () => ask(drawing, turn++, 0),
+    "a client of 8 addresses": () => ask(few, turn++, 0),
   };
 }

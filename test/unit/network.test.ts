@@ -72,7 +72,8 @@ describe("networks", () => {
     const address = fc.oneof(ipv4, ipv6, ipv4.map(mapped)).map((each) => Uint8Array.from(each));
     const one = fc.tuple(address, fc.nat(128)).map(([bytes, bits]): Network => {
       const prefix = holds(bytes) ? 96 + (bits % 33) : bits % (8 * bytes.length + 1);
-      return { bytes: bytes.map((value, i) => value & (0xff00 >> Math.min(8, Math.max(0, prefix - 8 * i)))), prefix };
+      const kept = (i: number) => 0xff00 >> Math.min(8, Math.max(0, prefix - 8 * i));
+      return { bytes: bytes.map((value, i) => value & kept(i)), prefix };
     });
     fc.assert(
       fc.property(fc.array(one, { maxLength: 12 }), address, (networks, sought) => {
@@ -99,7 +100,9 @@ it("an IPv4 address in IPv6 clothes is told from its neighbours", () => {
   const row = new Uint8Array(20);
   row.set(bytesOf("::ffff:1.2.3.4"), 3);
   assert.equal(holdsIpv4(row, 3), true);
-  for (const text of ["::102:304", "::fffe:102:304", "::ff:102:304", "::1:ffff:102:304", "100::ffff:102:304", "ffff::"]) {
+  for (const text of [
+    "::102:304", "::fffe:102:304", "::ff:102:304", "::1:ffff:102:304", "100::ffff:102:304", "ffff::",
+  ]) {
     assert.equal(holdsIpv4(bytesOf(text), 0), false, text);
   }
 });
