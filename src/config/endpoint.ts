@@ -56,6 +56,17 @@ export function textOf(bytes: Uint8Array, at: number): string {
   return `[${colons(bytes, at + 8)}${scope === 0 ? "" : `%${scope}`}]:${port}`;
 }
 
+/** The text of an address of 4 or 16 bytes. */
+export function addressText(bytes: Uint8Array): string {
+  return bytes.length === 4 ? dotted(bytes, 0) : colons(bytes, 0);
+}
+
+/** The 4 or 16 bytes of a literal as `socketAddress` takes it, but without a scope; or null. */
+export function addressBytes(host: string): Uint8Array | null {
+  const address = parseAddress(host);
+  return address === null || address.scope !== 0 ? null : address.bytes;
+}
+
 /** The port of the sockaddr at bytes[at]. */
 export function portOf(bytes: Uint8Array, at: number): number {
   return (bytes[at + 2]! << 8) | bytes[at + 3]!;

@@ -36,21 +36,31 @@ export function parseListen(
   if (parts.host.toLowerCase() === "localhost" && !parts.bracketed) {
     return [listenOn("127.0.0.1", port, true), listenOn("::1", port, true)];
   }
-  const range = parts.host === "" && !parts.bracketed ? "wildcard" : rangeOf(parts.host);
-  if (range === null)
-    return fail(`, where ${quoted(parts.host)} is not an address (names are not resolved)`);
-  if (range === "wildcard" || range.range === "wildcard") return [listenOn("::", port, false)];
-  if (range.range === "multicast") return fail(", which no TCP socket can listen on");
-  if (range.range === "link-local" && parts.bracketed && !range.scoped) {
-    return fail(
-      ` without its interface's number (as in "[fe80::1%2]:${port}"; \`ip link\` shows it)`,
-    );
-  }
-  return [listenOn(parts.host, port, false)];
+  if (parts.host === "" && !parts.bracketed) return [listenOn("::", port)];
+  const wrong = hostFault(parts.host, `, where ${quoted(parts.host)}`, (ip) => `"[${ip}]:${port}"`);
+  return wrong === null ? [listenOn(parts.host, port)] : fail(wrong);
 }
 
-function listenOn(host: string, port: number, optional: boolean): ListenAddress {
-  const address = socketAddress(host, port);
+/**
+ * What is wrong with an address to listen on, as what follows "found ...", or null. `which` begins
+ * a clause about it; `written` shows how one with its interface would be written.
+ */
+export function hostFault(
+  host: string, which: string, written: (ip: string) => string,
+): string | null {
+  const found = rangeOf(host);
+  if (found === null) return `${which} is not an address (names are not resolved)`;
+  if (found.range === "multicast") return ", which no TCP socket can listen on";
+  if (found.range === "link-local" && host.includes(":") && !found.scoped) {
+    return ` without its interface's number (as in ${written("fe80::1%2")}; \`ip link\` shows it)`;
+  }
+  return null;
+}
+
+/** `host` is without fault. A wildcard of either family is one dual-stack socket. */
+export function listenOn(host: string, port: number, optional = false): ListenAddress {
+  const dualStack = rangeOf(host)?.range === "wildcard";
+  const address = socketAddress(dualStack ? "::" : host, port);
   if (address === null) throw new Error(`not an address: ${host}`);
-  return { ...address, dualStack: host === "::", optional };
+  return { ...address, dualStack, optional };
 }

@@ -6,15 +6,16 @@
  * case.
  */
 import { type AST, ParseError, parseTOML } from "toml-eslint-parser";
-import type { Config, ListenAddress, Upstream } from "./config.ts";
+import type { Config, EgressConfig, ListenAddress, Upstream } from "./config.ts";
+import { assembledEgress, clash, egressListeners, egressWarnings, isLoopback } from "./egress.ts";
 import { rangeOf, socketAddress } from "./endpoint.ts";
-import { parseListen } from "./listen.ts";
-import { nearest, type Problem, quoted } from "./problem.ts";
-import { parseDuration, parseSize } from "./quantity.ts";
+import { alternatives, nearest, type Problem } from "./problem.ts";
+import { RuleList } from "./rules.ts";
 import {
   allowedText,
   isSettingKey,
   keysOf,
+  OTHER_TABLES,
   SETTING_KEYS,
   SETTINGS,
   type Setting,
@@ -22,7 +23,9 @@ import {
   TABLES,
   type Values,
 } from "./settings.ts";
-import { parseUpstream } from "./upstream.ts";
+import { folded, foundText, keyText, namesOf, tomlValue } from "./toml.ts";
+import { UserTable } from "./users.ts";
+import { read } from "./value.ts";
 
 export type Parsed =
   | { readonly config: Config; readonly warnings: readonly Problem[] }
@@ -58,14 +61,18 @@ export function parseConfig(
     ...file.values(),
     ...readOverrides(overrides, problems),
   };
-  file.requireAll();
+  const users = file.users.users();
+  const rules = file.rules.rules(file.users.names);
+  file.requireRole();
   crossCheck(values, file, problems);
   problems.sort(
     (a, b) => (a.line ?? Number.POSITIVE_INFINITY) - (b.line ?? Number.POSITIVE_INFINITY),
   );
   if (problems.length > 0) return frozen({ problems });
-  const config = assembled(values as Values);
-  return frozen({ config, warnings: warningsOf(config, file) });
+  const sound = values as Values;
+  const egress = file.hasEgress ? assembledEgress(sound, users, rules, file.has("proxy_url")) : null;
+  const config = assembled(sound, egress);
+  return frozen({ config, warnings: warningsOf(config, sound, file) });
 }
 
 function parseSyntax(text: string, name: string): AST.TOMLProgram | Problem {
@@ -97,10 +104,16 @@ class File {
     { path: readonly string[]; line: number; node: AST.TOMLContentNode | null }
   >();
   readonly #unknownTables = new Set<string>();
+  /** Those that are there, as keys or as headers. */
+  readonly #tables = new Set<string>();
+  readonly users: UserTable;
+  readonly rules: RuleList;
 
   constructor(name: string, problems: Problem[]) {
     this.#name = name;
     this.#problems = problems;
+    this.users = new UserTable((line, key, message) => this.#problem(line, key, message));
+    this.rules = new RuleList((line, key, message) => this.#problem(line, key, message));
   }
 
   /** [timeouts] and what stands under it. */
@@ -108,6 +121,12 @@ class File {
     const path = namesOf(table.key);
     const line = table.loc.start.line;
     const known = folded(path);
+    const other = this.#otherTable(path);
+    if (other !== null) {
+      other.table([folded(path.slice(0, 1)), ...path.slice(1)], table);
+      return;
+    }
+    this.#tables.add(known);
     if (!TABLES.has(known)) {
       if (!this.#underKey(path, line)) this.#unknownTable(path, line);
       return;
@@ -128,6 +147,12 @@ class File {
     const path = [...prefix, ...namesOf(pair.key)];
     const line = pair.loc.start.line;
     const known = folded(path);
+    const other = this.#otherTable(path);
+    if (other !== null) {
+      other.pair([folded(path.slice(0, 1)), ...path.slice(1)], pair);
+      return;
+    }
+    this.#tables.add(TABLES.has(known) ? known : folded(path.slice(0, -1)));
     if (TABLES.has(known)) {
       if (pair.value.type === "TOMLInlineTable") {
         for (const inner of pair.value.body) this.pair(path, inner);
@@ -152,18 +177,42 @@ class File {
       const value =
         entry.node === null
           ? undefined
-          : read(SETTINGS[key], entry.node, (message) => this.#problem(entry.line, key, message));
+          : read(SETTINGS[key], entry.node, (message, line) =>
+              this.#problem(line ?? entry.line, key, message),
+            );
       values[key] = value;
     }
     return values;
   }
 
-  requireAll(): void {
-    for (const key of SETTING_KEYS) {
-      const setting: Setting = SETTINGS[key];
-      if (setting.kind === "url" && !this.#entries.has(key)) {
-        this.#problem(null, key, `is missing; for example: ${key} = ${setting.example}`);
-      }
+  get hasEgress(): boolean {
+    return this.#tables.has("incoming") || this.#tables.has("outgoing");
+  }
+
+  has(key: SettingKey): boolean {
+    return this.#entries.has(key);
+  }
+
+  /** A file asks for a transparent proxy, for an egress, or for both. */
+  requireRole(): void {
+    if (this.hasEgress) return;
+    if (!this.has("proxy_url")) {
+      this.#problem(
+        null,
+        "proxy_url",
+        `is missing; for example: proxy_url = ${SETTINGS.proxy_url.example}; or, for a SOCKS server instead of a transparent proxy: [incoming]`,
+      );
+    }
+    for (const { key, line } of [
+      { key: "users", line: this.users.line },
+      { key: "rules", line: this.rules.line },
+    ]) {
+      if (line === null) continue;
+      this.#problem(
+        line,
+        key,
+        `${OTHER_TABLES.get(key)} is about the egress, and there is none: neither [incoming] nor [outgoing]`,
+      );
     }
   }
 
@@ -172,8 +221,21 @@ class File {
   }
 
   /** A problem, or a warning, with a key that need not stand in the file. */
-  about(key: SettingKey, message: string): Problem {
-    return { place: this.#name, line: this.lineOf(key), column: null, key, message };
+  about(key: SettingKey | "users" | "rules", message: string): Problem {
+    const line = key === "users" || key === "rules" ? this[key].line : this.lineOf(key);
+    return { place: this.#name, line, column: null, key, message };
+  }
+
+  /** Who reads what is no table of settings, or null. */
+  #otherTable(path: readonly string[]): UserTable | RuleList | null {
+    switch (folded(path.slice(0, 1))) {
+      case "users":
+        return this.users;
+      case "rules":
+        return this.rules;
+      default:
+        return null;
+    }
   }
 
   #problem(line: number | null, key: string | null, message: string): void {
@@ -210,32 +272,41 @@ class File {
     const known = folded(path);
     if (this.#unknownTables.has(known)) return;
     this.#unknownTables.add(known);
-    const near = nearest(known, TABLES);
+    const tables = [...TABLES, ...OTHER_TABLES.keys()];
+    const near = nearest(known, tables);
     const hint =
       near === null
-        ? `tables are ${[...TABLES].map((table) => `[${table}]`).join(", ")}`
-        : `did you mean [${near}]?`;
+        ? `tables are ${tables.map(tableText).join(", ")}`
+        : `did you mean ${tableText(near)}?`;
     this.#problem(line, `[${keyText(path)}]`, `is not a table of this file; ${hint}`);
   }
 
   #unknownKey(path: readonly string[], line: number): void {
     const known = folded(path);
     const last = path.at(-1)!.toLowerCase();
-    const same = SETTING_KEYS.find((key) => lastName(key) === last);
+    const [same, ...others] = SETTING_KEYS.filter((key) => lastName(key) === last);
     let hint: string;
-    if (same !== undefined) {
-      const table = same.slice(0, Math.max(0, same.lastIndexOf(".")));
+    if (others.length > 0) {
+      hint = `did you mean ${alternatives([same!, ...others])}?`;
+    } else if (same !== undefined) {
+      const table = tableOf(same);
       hint =
         table === ""
           ? `${same} exists; it stands at the top, before the first [table]`
           : `${same} exists; did you mean [${table}] ${last}?`;
     } else {
-      const candidates = path.length === 1 ? [...SETTING_KEYS, ...TABLES] : SETTING_KEYS;
-      const near = nearest(known, candidates) ?? nearestLast(last);
+      const tables = path.length === 1 ? [...TABLES, ...OTHER_TABLES.keys()] : [];
+      // In a table of ours, the names that it shares with its keys say nothing of the key.
+      const table = folded(path.slice(0, -1));
+      const near =
+        (table !== "" && TABLES.has(table)
+          ? nearestIn(table, last)
+          : nearest(known, [...SETTING_KEYS, ...tables])) ?? nearestLast(last);
       if (near !== null) {
-        hint = TABLES.has(near) ? `did you mean the table [${near}]?` : `did you mean ${near}?`;
+        hint = tables.includes(near)
+          ? `did you mean the table ${tableText(near)}?`
+          : `did you mean ${near}?`;
       } else {
-        const table = folded(path.slice(0, -1));
         hint = TABLES.has(table)
           ? `[${table}] has ${lastNames(table)}`
           : `at the top there are ${lastNames("")}`;
@@ -245,150 +316,30 @@ class File {
   }
 }
 
+function tableText(name: string): string {
+  return OTHER_TABLES.get(name) ?? `[${name}]`;
+}
+
 function nearestLast(name: string): SettingKey | null {
   const near = nearest(name, SETTING_KEYS.map(lastName));
   return SETTING_KEYS.find((key) => lastName(key) === near) ?? null;
+}
+
+function nearestIn(table: string, name: string): SettingKey | null {
+  const near = nearest(name, keysOf(table).map(lastName));
+  return keysOf(table).find((key) => lastName(key) === near) ?? null;
 }
 
 function lastName(key: string): string {
   return key.slice(key.lastIndexOf(".") + 1);
 }
 
+function tableOf(key: string): string {
+  return key.slice(0, Math.max(0, key.lastIndexOf(".")));
+}
+
 function lastNames(table: string): string {
   return keysOf(table).map(lastName).join(", ");
-}
-
-function namesOf(key: AST.TOMLKey): string[] {
-  return key.keys.map((part) => (part.type === "TOMLBare" ? part.name : part.value));
-}
-
-/** The dotted key as settings.ts writes it. A quoted name with a dot in it must not become two. */
-function folded(path: readonly string[]): string {
-  return path.map((name) => name.toLowerCase().replaceAll(".", "\\.")).join(".");
-}
-
-function keyText(path: readonly string[]): string {
-  return path.map((name) => (/^[A-Za-z0-9_-]{1,64}$/.test(name) ? name : quoted(name))).join(".");
-}
-
-/** A value of the file in a message. The contents of arrays and tables are not shown. */
-function foundText(node: AST.TOMLContentNode): string {
-  if (node.type === "TOMLArray") return "an array";
-  if (node.type === "TOMLInlineTable") return "a table";
-  switch (node.kind) {
-    case "string":
-      return quoted(node.value);
-    case "integer":
-    case "float":
-      // toml-eslint-parser drops leading zeros, and so all of "0".
-      return (node.number === "" ? "0" : node.number).slice(0, 64);
-    case "boolean":
-      return `${node.value}`;
-    default:
-      return "a date or time";
-  }
-}
-
-/** A row's value, or undefined after it has told `report` what is wrong with it. */
-function read(
-  setting: Setting,
-  node: AST.TOMLContentNode,
-  report: (message: string) => void,
-): unknown {
-  const fail = (hint = ""): undefined => {
-    report(`found ${foundText(node)}${hint}; allowed: ${allowedText(setting)}`);
-    return undefined;
-  };
-  const text = node.type === "TOMLValue" && node.kind === "string" ? node.value : null;
-  switch (setting.kind) {
-    case "duration": {
-      if (text === null)
-        return fail(node.type === "TOMLValue" && node.kind === "integer" ? " without a unit" : "");
-      const ms = parseDuration(text);
-      if (ms === null) return fail(/^[0-9]+$/.test(text) ? " without a unit" : "");
-      if (ms < setting.minMs || ms > setting.maxMs) return fail();
-      return setting.wholeSeconds && ms % 1000 !== 0 ? fail(", which is not whole seconds") : ms;
-    }
-    case "size": {
-      const bytes = text === null ? integerOf(node) : parseSize(text);
-      return bytes === null || bytes < setting.min || bytes > setting.max ? fail() : bytes;
-    }
-    case "integer": {
-      const value = integerOf(node);
-      if (value === null)
-        return fail(
-          text !== null && /^[0-9]+$/.test(text)
-            ? ", a string; an integer stands without quotes"
-            : "",
-        );
-      return value < setting.min || value > setting.max ? fail() : value;
-    }
-    case "enum": {
-      if (text === null) return fail();
-      if (setting.values.includes(text)) return text;
-      const alias = Object.entries(setting.aliases ?? {}).find(([word]) => word === text);
-      if (alias !== undefined) return alias[1];
-      const near = nearest(text, setting.values);
-      return fail(near === null ? "" : ` (did you mean "${near}"?)`);
-    }
-    case "boolean":
-      if (node.type === "TOMLValue" && node.kind === "boolean") return node.value;
-      return fail(
-        text === "true" || text === "false"
-          ? ", a string; true and false stand without quotes"
-          : "",
-      );
-    case "string":
-      if (text === null) return fail();
-      return text.includes("\0") ? fail(", which holds a NUL character") : text;
-    case "url":
-      return text === null ? fail() : (parseUpstream(text, report) ?? undefined);
-    case "listen":
-      return readListen(setting, node, report);
-  }
-}
-
-/** Beyond 2^53 it is inexact, and still out of every row's range. */
-function integerOf(node: AST.TOMLContentNode): number | null {
-  return node.type === "TOMLValue" && node.kind === "integer" ? Number(node.bigint) : null;
-}
-
-/** More listeners than this on one host are a mistake, and each worker opens all of them. */
-const LISTEN_MAX = 64;
-
-function readListen(
-  setting: Setting,
-  node: AST.TOMLContentNode,
-  report: (message: string) => void,
-): ListenAddress[] | undefined {
-  const nodes = node.type === "TOMLArray" ? node.elements : [node];
-  if (nodes.length === 0 || nodes.length > LISTEN_MAX) {
-    report(`found ${nodes.length} addresses; allowed: 1 to ${LISTEN_MAX}`);
-    return undefined;
-  }
-  let sound = true;
-  const addresses: ListenAddress[] = [];
-  const writtenAs = new Map<string, string>();
-  const fail = (message: string): void => {
-    sound = false;
-    report(message);
-  };
-  for (const element of nodes) {
-    if (element.type !== "TOMLValue" || element.kind !== "string") {
-      fail(
-        `found ${foundText(element)}${node.type === "TOMLArray" ? " in the array" : ""}; allowed: ${allowedText(setting)}`,
-      );
-      continue;
-    }
-    for (const address of parseListen(element.value, fail) ?? []) {
-      const other = writtenAs.get(address.text);
-      if (other === undefined) addresses.push(address);
-      else
-        fail(`${address.text} is given twice, by ${quoted(other)} and by ${quoted(element.value)}`);
-      writtenAs.set(address.text, element.value);
-    }
-  }
-  return sound ? addresses : undefined;
 }
 
 function readOverrides(
@@ -417,29 +368,40 @@ const DEFAULTS: Readonly<Partial<Record<SettingKey, unknown>>> = Object.fromEntr
   }),
 );
 
-function tomlValue(toml: string): AST.TOMLContentNode {
-  const pair = parseTOML(`x = ${toml}`).body[0].body[0];
-  if (pair?.type !== "TOMLKeyValue") throw new Error(`not a value in TOML: ${toml}`);
-  return pair.value;
-}
-
 /** What is wrong only in company. A value that is itself wrong is undefined and was reported. */
 function crossCheck(
   values: Partial<Record<SettingKey, unknown>>,
   file: File,
   problems: Problem[],
 ): void {
-  const listen = values.listen as readonly ListenAddress[] | undefined;
+  const listen = file.has("proxy_url") ? (values.listen as readonly ListenAddress[] | undefined) : [];
   const upstream = values.proxy_url as Upstream | undefined | null;
-  if (listen === undefined || !upstream || upstream.kind === "direct") return;
-  const own = listen.find((address) => leadsTo(upstream, address));
-  if (own === undefined) return;
-  problems.push(
-    file.about(
-      "proxy_url",
-      `${upstream.text} is transplice's own address (listen has ${own.text}); the upstream must be another program`,
-    ),
-  );
+  const own =
+    listen === undefined || !upstream || upstream.kind === "direct"
+      ? undefined
+      : listen.find((address) => leadsTo(upstream, address));
+  if (own !== undefined && upstream && upstream.kind !== "direct") {
+    problems.push(
+      file.about(
+        "proxy_url",
+        `${upstream.text} is transplice's own address (listen has ${own.text}); the upstream must be another program`,
+      ),
+    );
+  }
+  if (!file.hasEgress) return;
+  const egress = egressListeners(values as Partial<Values>, file.has("proxy_url"));
+  const pairs = [
+    ["incoming.port", egress.listen, "listen", listen ?? []],
+    ["incoming.metrics_port", egress.metrics, "listen", listen ?? []],
+    ["incoming.metrics_port", egress.metrics, "incoming.port", egress.listen],
+  ] as const;
+  for (const [key, some, other, others] of pairs) {
+    const found = clash(some, others);
+    if (found === null) continue;
+    problems.push(
+      file.about(key, `${found.one} cannot be listened on beside ${found.other} (${other}); another port is needed`),
+    );
+  }
 }
 
 function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: ListenAddress): boolean {
@@ -455,11 +417,11 @@ function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: Listen
   });
 }
 
-function assembled(values: Values): Config {
+function assembled(values: Values, egress: EgressConfig | null): Config {
   return {
-    listen: values.listen,
+    listen: values.proxy_url === null ? [] : values.listen,
     upstream: values.proxy_url,
-    egress: null,
+    egress,
     mode: values.mode,
     workers: values.workers,
     mark: values.mark,
@@ -495,10 +457,14 @@ function assembled(values: Values): Config {
 }
 
 /** What works, and probably not as meant. */
-function warningsOf(config: Config, file: File): Problem[] {
+function warningsOf(config: Config, values: Values, file: File): Problem[] {
   const warnings: Problem[] = [];
-  const isLoopback = (address: ListenAddress): boolean => /^(?:127\.|\[::1\])/.test(address.text);
-  if (config.mode === "tproxy" && config.listen.every(isLoopback)) {
+  const { upstream, egress } = config;
+  if (
+    upstream !== null &&
+    config.mode === "tproxy" &&
+    config.listen.every(({ text }) => isLoopback(text))
+  ) {
     warnings.push(
       file.about(
         "listen",
@@ -506,13 +472,25 @@ function warningsOf(config: Config, file: File): Problem[] {
       ),
     );
   }
-  if (config.upstream?.kind === "direct" && config.mark === null) {
+  if (upstream?.kind === "direct" && config.mark === null) {
     warnings.push(
       file.about(
         "proxy_url",
         "direct: without mark: transplice's own connections come back to it unless the firewall rules exempt its user; set mark and exempt the mark",
       ),
     );
+  }
+  if (upstream === null) {
+    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined"] as const) {
+      if (file.has(key)) {
+        warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
+      }
+    }
+  }
+  if (egress !== null) {
+    for (const { key, message } of egressWarnings(egress, values, (name) => file.has(name))) {
+      warnings.push(file.about(key, message));
+    }
   }
   return warnings;
 }

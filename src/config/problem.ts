@@ -76,13 +76,23 @@ export function nearest(word: string, known: Iterable<string>): string | null {
     if (!begins && Math.abs(name.length - wanted.length) > slips) continue;
     const away = begins
       ? 0.5 + Math.abs(name.length - wanted.length) / 100
-      : distance(wanted, name);
+      : isSwapped(wanted, name)
+        ? 1
+        : distance(wanted, name);
     if (away < bestDistance && (begins || away <= slips)) {
       best = candidate;
       bestDistance = away;
     }
   }
   return best;
+}
+
+/** Two neighbours have changed places, which is one slip and not two: "prot" for "port". */
+function isSwapped(a: string, b: string): boolean {
+  if (a.length !== b.length) return false;
+  let i = 0;
+  while (i < a.length && a[i] === b[i]) i++;
+  return i < a.length && a[i] === b[i + 1] && a[i + 1] === b[i] && a.slice(i + 2) === b.slice(i + 2);
 }
 
 function folded(name: string): string {

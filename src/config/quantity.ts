@@ -1,6 +1,7 @@
 /**
- * Durations and sizes: text <-> number. Durations as Go writes them ("2h4m", "1.5s", "500ms"), in
- * milliseconds; sizes by powers of 1024 ("256KiB", also "256K"), in bytes. Pure.
+ * Durations, sizes and rates: text <-> number. Durations as Go writes them ("2h4m", "1.5s",
+ * "500ms"), in milliseconds; sizes by powers of 1024 ("256KiB", also "256K"), in bytes; rates
+ * ("100/s", "600/m") per second. Pure.
  */
 
 const UNIT_MS = { h: 3_600_000, m: 60_000, s: 1000, ms: 1 } as const;
@@ -52,4 +53,10 @@ export function sizeText(bytes: number): string {
     if (bytes >= size && bytes % size === 0) return `${bytes / size}${unit}`;
   }
   return `${bytes}`;
+}
+
+/** 0.5 for "30/m"; null when it is not a rate. */
+export function parseRate(text: string): number | null {
+  const match = /^([0-9]{1,9})\/([smh])$/.exec(text);
+  return match === null ? null : (Number(match[1]) * 1000) / UNIT_MS[match[2] as "s" | "m" | "h"];
 }

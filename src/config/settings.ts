@@ -4,6 +4,9 @@
  *
  * A new key is one row here and one line in parse.ts where Config is put together.
  */
+import type { PortRange } from "../policy/access.ts";
+import type { EgressAddress } from "../policy/egress.ts";
+import type { Network } from "../policy/network.ts";
 import type { ListenAddress, Upstream } from "./config.ts";
 import { LISTEN_ALLOWED } from "./listen.ts";
 import { alternatives } from "./problem.ts";
@@ -49,15 +52,20 @@ interface Enumeration extends Described {
 }
 
 interface Plain extends Described {
-  readonly kind: "string" | "boolean" | "listen";
+  readonly kind: "string" | "boolean" | "listen" | "url" | "rate" | "ip" | "iface" | "word";
 }
 
-interface Url extends Described {
-  readonly kind: "url";
-  readonly required: true;
+/** What an array may hold. */
+export type Item = "network" | "site" | "port" | "source" | "ip" | "zone" | "user";
+
+interface List extends Described {
+  readonly kind: "list";
+  readonly of: Item;
+  /** One may stand without brackets, and "" is none. */
+  readonly bare?: true;
 }
 
-export type Setting = Duration | Size | Integer | Enumeration | Plain | Url;
+export type Setting = Duration | Size | Integer | Enumeration | Plain | List;
 
 const SECOND = 1000;
 const MINUTE = 60 * SECOND;
@@ -75,9 +83,8 @@ export const SETTINGS = {
   },
   proxy_url: {
     kind: "url",
-    required: true,
     default: null,
-    otherwise: "required",
+    otherwise: "required, but with `[incoming]` or `[outgoing]`: no transparent proxy",
     description:
       "The upstream proxy. User name and password are percent-encoded; `direct:` connects to the destinations without a proxy.",
     example: '"socks5://user:password@10.20.30.40:1080"',
@@ -240,6 +247,179 @@ export const SETTINGS = {
       "Send greeting, authentication and request at once, where the upstream is known to allow it.",
     example: "true",
   },
+  "incoming.port": {
+    kind: "integer",
+    min: 1,
+    max: 65_535,
+    default: "1080",
+    description: "Where the egress, a SOCKS5, SOCKS4 and SOCKS4a server, listens.",
+    example: "1080",
+  },
+  "incoming.addresses": {
+    kind: "list",
+    of: "ip",
+    default: "[]",
+    description: "On which addresses; none stands for all of both families.",
+    example: '["10.0.0.1", "2001:db8::1"]',
+  },
+  "incoming.allow_from": {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description: "Which clients may use the egress; none stands for everybody.",
+    example: '["10.0.0.0/8", "2001:db8::7"]',
+  },
+  "incoming.metrics_port": {
+    kind: "integer",
+    min: 0,
+    max: 65_535,
+    default: null,
+    otherwise: "`1081`; with `proxy_url`, `0`",
+    description: "Where metrics are served over HTTP; 0 serves none.",
+    example: "9180",
+  },
+  "incoming.metrics_address": {
+    kind: "ip",
+    default: null,
+    otherwise: "all addresses; with `proxy_url`, `127.0.0.1`",
+    description: "On which address.",
+    example: '"127.0.0.1"',
+  },
+  "incoming.proxy_protocol_from": {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description:
+      "Load balancers: connections from there begin with a PROXY protocol header (v1 or v2), which says who the client is.",
+    example: '["10.0.0.5"]',
+  },
+  "incoming.max_per_client": {
+    kind: "integer",
+    min: 1,
+    max: 10_000_000,
+    default: null,
+    otherwise: "no limit",
+    description: "How many connections one client address may have at once.",
+    example: "1000",
+  },
+  "incoming.max_per_user": {
+    kind: "integer",
+    min: 1,
+    max: 10_000_000,
+    default: null,
+    otherwise: "no limit",
+    description: "How many connections one user may have at once.",
+    example: "1000",
+  },
+  "incoming.rate_per_client": {
+    kind: "rate",
+    default: null,
+    otherwise: "no limit",
+    description: "How many new connections one client address may make.",
+    example: '"100/s"',
+  },
+  "incoming.rate_per_user": {
+    kind: "rate",
+    default: null,
+    otherwise: "no limit",
+    description: "How many new connections one user may make.",
+    example: '"600/m"',
+  },
+  "outgoing.allow_sites": {
+    kind: "list",
+    of: "site",
+    default: "[]",
+    description:
+      "Which names may be asked for; none stands for all. `.example.com` is all below example.com and not itself; an empty text is every request by address.",
+    example: '["www.example.com", ".example.org"]',
+  },
+  "outgoing.deny_sites": {
+    kind: "list",
+    of: "site",
+    default: "[]",
+    description: "Which names may not be asked for, in the same words.",
+    example: '[".example.net", ""]',
+  },
+  "outgoing.allow_ports": {
+    kind: "list",
+    of: "port",
+    default: "[]",
+    description: "Which ports may be asked for; none stands for all.",
+    example: '[80, 443, "8000-8999"]',
+  },
+  "outgoing.deny_ports": {
+    kind: "list",
+    of: "port",
+    default: "[]",
+    description: "Which ports may not be asked for.",
+    example: "[22, 25]",
+  },
+  "outgoing.allow_networks": {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description:
+      "Destinations that are allowed although they are private, loopback, link-local, multicast or this host's own addresses.",
+    example: '["10.20.0.0/16"]',
+  },
+  "outgoing.deny_networks": {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description: "Destinations that are not, judged by the address that would be connected to.",
+    example: '["198.51.100.0/24"]',
+  },
+  "outgoing.allow_private": {
+    kind: "boolean",
+    default: "false",
+    description: "Allow private destinations (RFC 1918, 100.64.0.0/10, fc00::/7).",
+    example: "true",
+  },
+  "outgoing.iface": {
+    kind: "iface",
+    default: null,
+    otherwise: "none",
+    description: "The interface by which connections leave (SO_BINDTODEVICE), whatever the routes say.",
+    example: '"tun0"',
+  },
+  "outgoing.addresses": {
+    kind: "list",
+    of: "source",
+    default: "[]",
+    description:
+      "The addresses by which connections leave; none leaves it to the kernel. In an IPv6 network each client has its own address. A weight of 2 attracts twice the clients.",
+    example: '["192.0.2.1", { address = "192.0.2.2", weight = 2 }, "2001:db8:1::/64"]',
+  },
+  "outgoing.affinity": {
+    kind: "enum",
+    values: ["client", "client-destination", "none"],
+    default: '"client"',
+    description: "What keeps its address: a client, a client with one destination, or nothing.",
+    example: '"client-destination"',
+  },
+  "outgoing.dnsbl_domain": {
+    kind: "list",
+    of: "zone",
+    bare: true,
+    default: "[]",
+    description: "DNS block lists; an address of ours that stands there is not used.",
+    example: '"zen.spamhaus.org"',
+  },
+  "outgoing.dnsbl_interval": {
+    kind: "duration",
+    minMs: SECOND,
+    maxMs: 24 * HOUR,
+    default: '"60s"',
+    description: "How often they are asked.",
+    example: '"5m"',
+  },
+  "outgoing.dnsbl_when_most_listed": {
+    kind: "enum",
+    values: ["use-all", "use-clean"],
+    default: '"use-all"',
+    description: "When more are listed than not: use all of them, or only those that are clean.",
+    example: '"use-clean"',
+  },
   "log.filename": {
     kind: "string",
     default: null,
@@ -266,28 +446,107 @@ export const SETTINGS = {
 
 export type SettingKey = keyof typeof SETTINGS;
 
+/** The keys of each [[rules]]. */
+export const RULE_SETTINGS = {
+  name: {
+    kind: "word",
+    default: null,
+    otherwise: "required",
+    description: "What log and metrics call the rule.",
+    example: '"mail-only"',
+  },
+  action: {
+    kind: "enum",
+    values: ["allow", "deny"],
+    default: null,
+    otherwise: "required",
+    description: "What the rule decides where all of its criteria fit; the first such rule counts.",
+    example: '"deny"',
+  },
+  from: {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description: "Clients; none stands for any.",
+    example: '["10.1.0.0/16"]',
+  },
+  users: {
+    kind: "list",
+    of: "user",
+    default: "[]",
+    description: "Users of `[users]`; none stands for any.",
+    example: '["alice"]',
+  },
+  sites: {
+    kind: "list",
+    of: "site",
+    default: "[]",
+    description: "Names that are asked for, as in `deny_sites`; none stands for any.",
+    example: '[".example.com"]',
+  },
+  networks: {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description:
+      "Destinations by address; none stands for any. An allowing rule that has some also allows special addresses among them.",
+    example: '["198.51.100.0/24"]',
+  },
+  ports: {
+    kind: "list",
+    of: "port",
+    default: "[]",
+    description: "Destination ports; none stands for any.",
+    example: '[25, "8000-8999"]',
+  },
+} as const satisfies Readonly<Record<string, Setting>>;
+
+/** Each key of [users]. */
+export const USER_SETTING = {
+  kind: "string",
+  default: null,
+  otherwise: "no users: nobody is asked for a password",
+  description:
+    "A user of the egress and his password, hashed by `transplice passwd NAME`; a clear one works and is warned about. A name with other characters than A-Z a-z 0-9 - _ stands in quotes.",
+  example: '"scrypt:16384:8:1:..."',
+} as const satisfies Setting;
+
 /** What a row's value is once read. */
 type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer V)[] }
   ? V
-  : {
-      duration: number;
-      size: number;
-      integer: number;
-      enum: string;
-      string: string;
-      boolean: boolean;
-      listen: readonly ListenAddress[];
-      url: Upstream;
-    }[S["kind"]];
+  : S extends { kind: "list"; of: infer I extends Item }
+    ? readonly {
+        network: Network;
+        site: string;
+        port: PortRange;
+        source: EgressAddress;
+        ip: string;
+        zone: string;
+        user: string;
+      }[I][]
+    : {
+        duration: number;
+        size: number;
+        integer: number;
+        enum: string;
+        string: string;
+        boolean: boolean;
+        listen: readonly ListenAddress[];
+        url: Upstream;
+        rate: number;
+        ip: string;
+        iface: string | null;
+        word: string;
+        list: never;
+      }[S["kind"]];
 
 /** null: not set, and the row has no default. */
-export type Values = {
-  readonly [K in SettingKey]:
-    | Read<(typeof SETTINGS)[K]>
-    | ((typeof SETTINGS)[K] extends { default: null; kind: Exclude<Setting["kind"], "url"> }
-        ? null
-        : never);
+type ValuesOf<T extends Readonly<Record<string, Setting>>> = {
+  readonly [K in keyof T]: Read<T[K]> | (T[K] extends { default: null } ? null : never);
 };
+
+export type Values = ValuesOf<typeof SETTINGS>;
+export type RuleValues = ValuesOf<typeof RULE_SETTINGS>;
 
 const ROWS: ReadonlyMap<string, Setting> = new Map(Object.entries(SETTINGS));
 
@@ -302,6 +561,12 @@ export function isSettingKey(key: string): key is SettingKey {
 export const TABLES: ReadonlySet<string> = new Set(
   SETTING_KEYS.flatMap((key) => (key.includes(".") ? [key.slice(0, key.lastIndexOf("."))] : [])),
 );
+
+/** Tables that are no list of keys: how they are written. */
+export const OTHER_TABLES: ReadonlyMap<string, string> = new Map([
+  ["users", "[users]"],
+  ["rules", "[[rules]]"],
+]);
 
 /** The keys that stand directly in a table; "" is the top level. */
 export function keysOf(table: string): SettingKey[] {
@@ -327,27 +592,50 @@ export function allowedText(setting: Setting): string {
       return `${LISTEN_ALLOWED}; or an array of these`;
     case "url":
       return UPSTREAM_ALLOWED;
+    case "rate":
+      return 'a number of connections per second, minute or hour, such as "100/s" or "600/m", from "1/h" to "1000000/s"';
+    case "ip":
+      return "an IP address, 0.0.0.0 or :: for all";
+    case "iface":
+      return 'the name of an interface, of at most 15 bytes, or "" for none';
+    case "word":
+      return `1 to ${WORD_CHARACTERS_MAX} letters, digits, - and _`;
+    case "list": {
+      const array = `an array of ${ITEMS[setting.of]}`;
+      return setting.bare ? `${array}, or one without brackets` : array;
+    }
   }
 }
 
+/** Longer names make no label for a metric. */
+export const WORD_CHARACTERS_MAX = 64;
+
+const ITEMS: Readonly<Record<Item, string>> = {
+  network: 'networks and addresses, such as "10.0.0.0/8" and "2001:db8::7"',
+  site: 'names, such as "www.example.com", or ".example.com" for all below it',
+  port: 'ports from 0 to 65535, such as 25, and ranges, such as "8000-8999"',
+  source:
+    'addresses, such as "192.0.2.1", IPv6 networks, such as "2001:db8:1::/64", and tables such as { address = "192.0.2.2", weight = 2 }',
+  ip: 'IP addresses, such as "10.0.0.1"; "0.0.0.0" or "::" for all',
+  zone: 'domains, such as "zen.spamhaus.org"',
+  user: 'names of users, such as "alice"',
+};
+
 /** The README's table of keys, in Markdown. */
 export function settingsMarkdown(): string {
-  const rows = SETTING_KEYS.map((key) => {
-    const setting: Setting = SETTINGS[key];
-    const standard =
-      setting.default === null ? (setting.otherwise ?? "") : `\`${setting.default}\``;
-    return [
-      `\`${key}\``,
-      standard,
-      setting.description,
-      allowedText(setting),
-      `\`${setting.example}\``,
-    ];
-  });
+  const row = (key: string, setting: Setting): string[] => [
+    `\`${key}\``,
+    setting.default === null ? (setting.otherwise ?? "") : `\`${setting.default}\``,
+    setting.description,
+    allowedText(setting),
+    `\`${setting.example}\``,
+  ];
   const lines = [
     ["key", "default", "what it says", "allowed", "example"],
     ["---", "---", "---", "---", "---"],
-    ...rows,
+    ...SETTING_KEYS.map((key) => row(key, SETTINGS[key])),
+    row("users.NAME", USER_SETTING),
+    ...Object.entries(RULE_SETTINGS).map(([key, setting]) => row(`[[rules]] ${key}`, setting)),
   ];
   return lines
     .map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`)

@@ -189,7 +189,7 @@ const BAD: readonly [string, ...string[]][] = [
   // Tables where they do not belong, and none where one does.
   ["[timeout]\nidle = 1\ndial = 2", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
   ["[[timeout]]\n[[timeout]]\n[Timeout]", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
-  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [log]"],
+  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [incoming], [outgoing], [log], [users], [[rules]]"],
   ["[log.level]", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["[log.level.x]\ny = 1", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["mode.x = 1", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],
@@ -216,7 +216,7 @@ test("all problems of a file come at once, in the order of the lines", () => {
 
 test("proxy_url must be there", () => {
   assert.deepEqual(problemsOf(parseConfig("", "t.toml")), [
-    't.toml: proxy_url: is missing; for example: proxy_url = "socks5://user:password@10.20.30.40:1080"',
+    't.toml: proxy_url: is missing; for example: proxy_url = "socks5://user:password@10.20.30.40:1080"; or, for a SOCKS server instead of a transparent proxy: [incoming]',
   ]);
   assert.deepEqual(problemsOf(parseConfig("[proxy_url]\nx = 1", "t.toml")), [
     "t.toml:1: proxy_url: found a table; allowed: socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT or direct:",
