@@ -8,12 +8,18 @@
 import { readFileSync } from "node:fs";
 import { Command as Program, CommanderError } from "commander";
 import { DEFAULT_FILE } from "./config/file.ts";
+import { userFault } from "./config/items.ts";
 import type { Override } from "./config/parse.ts";
 import { nearest, quoted } from "./config/problem.ts";
 
 export type Command =
   | { readonly kind: "run"; readonly file: string; readonly overrides: readonly Override[] }
   | { readonly kind: "check"; readonly file: string; readonly overrides: readonly Override[] }
+  | {
+      readonly kind: "passwd";
+      /** Whose line is printed. null: the hash alone. */
+      readonly user: string | null;
+    }
   | {
       readonly kind: "print";
       readonly text: string;
@@ -41,7 +47,7 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
 ]);
 
 const USAGE =
-  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n";
+  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n       transplice passwd [NAME]\n";
 
 /** `words` is argv without the interpreter and the script. */
 export function parseCommandLine(words: readonly string[]): Command {
@@ -82,9 +88,9 @@ export function parseCommandLine(words: readonly string[]): Command {
 function describe(settle: (command: Command) => void): Program {
   const program = new Program("transplice")
     .description(
-      "A transparent TCP proxy: what the firewall redirects to it goes to its destination through a SOCKS5 or HTTP CONNECT proxy.",
+      "A transparent TCP proxy: what the firewall redirects to it goes to its destination through a SOCKS5 or HTTP CONNECT proxy. And such a proxy: a SOCKS server that leaves by addresses of your choice.",
     )
-    .usage("[-f FILE] [flags]\n       transplice check [FILE]")
+    .usage("[-f FILE] [flags]\n       transplice check [FILE]\n       transplice passwd [NAME]")
     .version(`transplice ${packageVersion()}`, "-V, --version", "print the version")
     .helpOption("-h, --help", "print this help")
     .helpCommand(false)
@@ -112,6 +118,16 @@ function describe(settle: (command: Command) => void): Program {
         settle(misuse("check takes one file, as -f FILE or without -f"));
       else settle(frozenCommand("check", file ?? options.file, options));
     });
+  program
+    .command("passwd")
+    .summary("print the line that a user of the SOCKS server needs in [users]")
+    .description(
+      "Ask for a password, or read it from standard input, and print its hash, as NAME's line for [users] of the configuration.",
+    )
+    .usage("[NAME]")
+    .argument("[NAME]", "the user")
+    .allowExcessArguments(false)
+    .action((user: string | undefined) => settle(passwd(user, program.opts<Options>())));
   program.addHelpText(
     "after",
     `
@@ -125,11 +141,20 @@ Signals:
 Examples:
   transplice                              run with ${DEFAULT_FILE}
   transplice -f /etc/transocks.toml       run with a configuration written for transocks
+  transplice -f /etc/usocksd.toml         run with a configuration written for usocksd
   transplice check my.toml                is it valid?
+  transplice passwd alice                 a line for [users]
   transplice -f my.toml -loglevel debug   run and say more
 `,
   );
   return program;
+}
+
+function passwd(user: string | undefined, options: Options): Command {
+  if (Object.keys(options).length > 0) return misuse("passwd takes a name and no flags");
+  const wrong = user === undefined ? null : userFault(user);
+  if (wrong !== null) return misuse(`the name ${wrong}`);
+  return Object.freeze({ kind: "passwd", user: user ?? null });
 }
 
 interface Options {
@@ -156,7 +181,11 @@ function strayOperand(operands: readonly string[], program: Program): string | n
   const [name] = operands;
   if (name === undefined) return null;
   const names = program.commands.map((command) => command.name());
-  if (names.includes(name)) return operands.length > 2 ? `${name} takes one file` : null;
+  if (names.includes(name)) {
+    if (operands.length <= 2) return null;
+    // What stands there may be a password, which has no business on a command line.
+    return name === "passwd" ? "passwd takes one name, and asks for the password" : `${name} takes one file`;
+  }
   if (/[./]/.test(name))
     return `${quoted(name)} is not a command; a configuration file is given as -f ${name}`;
   const near = nearest(name, names);

@@ -6,8 +6,11 @@ import { linux } from "../native-bindings/syscalls.ts";
 import { type Command, parseCommandLine } from "./cli.ts";
 import { loadConfig } from "./config/file.ts";
 import { problemText } from "./config/problem.ts";
+import { tomlName } from "./config/toml.ts";
 import { Log } from "./control/log.ts";
+import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
+import { hashPassword } from "./control/users.ts";
 
 const TOPIC = "transplice";
 
@@ -18,9 +21,22 @@ async function main(command: Command): Promise<number> {
       return command.exitCode;
     case "check":
       return check(command);
+    case "passwd":
+      return passwd(command);
     case "run":
       return run(command);
   }
+}
+
+async function passwd({ user }: Command & { kind: "passwd" }): Promise<number> {
+  const read = await readPassword(process.stdin, (text) => process.stderr.write(text));
+  if ("wrong" in read) {
+    process.stderr.write(`transplice: ${read.wrong}\n`);
+    return 1;
+  }
+  const hash = await hashPassword(read.password);
+  process.stdout.write(user === null ? `${hash}\n` : `${tomlName(user)} = "${hash}"\n`);
+  return 0;
 }
 
 async function check({ file, overrides }: Command & { kind: "check" }): Promise<number> {

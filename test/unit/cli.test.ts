@@ -9,6 +9,7 @@ const parse = (line: string): Command => parseCommandLine(line === "" ? [] : lin
 /** Which file is run or checked, and with what; or what is printed where. */
 function told(command: Command): string {
   if (command.kind === "print") return `${command.stream} ${command.exitCode}: ${command.text.split("\n")[0]}`;
+  if (command.kind === "passwd") return command.user === null ? "passwd" : `passwd ${command.user}`;
   const overrides = command.overrides.map(({ key, text, from }) => ` ${from}:${key}=${text}`).join("");
   return `${command.kind} ${command.file}${overrides}`;
 }
@@ -35,6 +36,10 @@ const GOOD: readonly [string, string][] = [
   ["check x -loglevel warn", "check x -loglevel:log.level=warn"],
   ["check -- -x", "check -x"],
   ["-- check x", "check x"],
+  ["passwd", "passwd"],
+  ["passwd alice", "passwd alice"],
+  ["passwd a@b.c", "passwd a@b.c"],
+  ["passwd -- -x", "passwd -x"],
 ];
 
 const BAD: readonly [string, string][] = [
@@ -48,11 +53,17 @@ const BAD: readonly [string, string][] = [
   ["-f=", "stderr 2: transplice: -f needs the name of a file"],
   ["-h=1", "stderr 2: transplice: -h takes no value"],
   ["chek x", 'stderr 2: transplice: "chek" is not a command; did you mean check?'],
-  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check'],
+  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd'],
   ["x.toml", 'stderr 2: transplice: "x.toml" is not a command; a configuration file is given as -f x.toml'],
   ["check a b", "stderr 2: transplice: check takes one file"],
   ["check a -f b", "stderr 2: transplice: check takes one file, as -f FILE or without -f"],
-  ["-", 'stderr 2: transplice: "-" is not a command; there is check'],
+  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd'],
+  ["pass x", 'stderr 2: transplice: "pass" is not a command; did you mean passwd?'],
+  ["passwd alice S3cret", "stderr 2: transplice: passwd takes one name, and asks for the password"],
+  ["passwd -f x", "stderr 2: transplice: passwd takes a name and no flags"],
+  ["passwd a\tb", "stderr 2: transplice: the name holds a control character"],
+  ["passwd ", "stderr 2: transplice: the name is empty"],
+  [`passwd ${"u".repeat(256)}`, "stderr 2: transplice: the name has more than 255 bytes"],
 ];
 
 test("command lines", () => {
@@ -72,7 +83,7 @@ test("help and version go to standard output and exit with 0", () => {
     assert.ok(command.kind === "print");
     assert.equal(command.stream, "stdout");
     assert.equal(command.exitCode, 0);
-    for (const word of ["Usage: transplice", "--file <FILE>", "check [FILE]", "Examples:", "HUP", "transocks.toml"]) {
+    for (const word of ["Usage: transplice", "--file <FILE>", "check [FILE]", "passwd [NAME]", "Examples:", "HUP", "transocks.toml", "usocksd.toml"]) {
       assert.ok(command.text.includes(word), word);
     }
     assert.match(command.text, /[^\n]\n$/);
@@ -87,20 +98,20 @@ test("help and version go to standard output and exit with 0", () => {
 });
 
 test("a command is frozen", () => {
-  for (const line of ["-loglevel x", "check", "-h", "-x"]) assert.ok(Object.isFrozen(parse(line)), line);
+  for (const line of ["-loglevel x", "check", "passwd a", "-h", "-x"]) assert.ok(Object.isFrozen(parse(line)), line);
   const command = parse("-loglevel x");
   assert.ok(command.kind === "run" && Object.isFrozen(command.overrides) && Object.isFrozen(command.overrides[0]));
 });
 
 test("whatever words come, there is one answer", () => {
   const word = fc.oneof(
-    fc.constantFrom("-f", "--f", "-f=x", "check", "--", "-", "-h", "-logfile", "--loglevel=", "-V", "--no-file", "--file", "constructor"),
+    fc.constantFrom("-f", "--f", "-f=x", "check", "passwd", "--", "-", "-h", "-logfile", "--loglevel=", "-V", "--no-file", "--file", "constructor"),
     fc.string({ unit: "binary", maxLength: 12 }),
   );
   fc.assert(
     fc.property(fc.array(word, { maxLength: 6 }), (words) => {
       const command = parseCommandLine(words);
-      assert.ok(["run", "check", "print"].includes(command.kind));
+      assert.ok(["run", "check", "passwd", "print"].includes(command.kind));
       // Nobody's words may say anything to his terminal but text.
       if (command.kind === "print" && command.exitCode === 2) assert.match(command.text.split("\n")[0]!, /^transplice: [^\p{Cc}]*$/u);
     }),
