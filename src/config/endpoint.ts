@@ -133,7 +133,9 @@ function parseAddress(host: string): Address | null {
   if (!literal.includes(":") || !ipaddr.IPv6.isValid(literal)) return null;
   const scope = percent === -1 ? 0 : parseScope(host.slice(percent + 1));
   if (scope === null) return null;
-  const bytes = Uint8Array.from(ipaddr.IPv6.parse(literal).toByteArray());
+  // ipaddr.js reads ::1.2.3.4 as ::ffff:1.2.3.4; with a zero before it, as everyone does.
+  const plain = literal.replace(/^::(?=[0-9]+\.)/, "0::");
+  const bytes = Uint8Array.from(ipaddr.IPv6.parse(plain).toByteArray());
   return isMapped(bytes, 0) ? { bytes: bytes.slice(12), scope: 0 } : { bytes, scope };
 }
 

@@ -36,6 +36,8 @@ test("an IPv4 address in IPv6 clothes is an IPv4 address", () => {
   const mapped = Buffer.from(`0a00005000000000${"0".repeat(20)}ffffc000020100000000`, "hex");
   assert.equal(textOf(mapped, 0), "192.0.2.1:80");
   for (const near of ["::12ff:c000:201", "::ff12:c000:201", "::1:ffff:c000:201"]) assert.equal(socketAddress(near, 80)?.text, `[${near}]:80`);
+  // The compatible form of old is none of its clothes (RFC 4291, section 2.5.5.1).
+  assert.equal(socketAddress("::192.0.2.1", 80)?.text, "[::c000:201]:80");
 });
 
 test("what is not an address is none", () => {
