@@ -33,6 +33,10 @@ export interface Syscalls {
   getsockname(fd: number, address: Memory, at: number): Result;
   getpeername(fd: number, address: Memory, at: number): Result;
   setsockopt(fd: number, level: number, name: number, value: number): Result;
+  /** setsockopt of an option that takes bytes: `length` of them, of `from` at `at`. */
+  setsockoptBytes(
+    fd: number, level: number, name: number, from: Memory, at: number, length: number,
+  ): Result;
   /** setsockopt(SO_LINGER): on close, a reset takes the place of FIN (seconds = 0). */
   setLinger(fd: number, on: boolean, seconds: number): Result;
   /** Writes up to `length` bytes of the option's value to `into` at `at`. */
@@ -142,6 +146,8 @@ export function linux(): Syscalls {
       ints[0] = value;
       return answer(c.setsockopt(fd, level, name, int.address, 4));
     },
+    setsockoptBytes: (fd, level, name, from, at, size) =>
+      answer(c.setsockopt(fd, level, name, from.address + at, size)),
     setLinger: (fd, on, seconds) => {
       linger.view.setInt32(0, on ? 1 : 0, true);
       linger.view.setInt32(4, seconds, true);

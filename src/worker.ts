@@ -2,14 +2,16 @@
  * One thread of the data plane: builds an engine on the real kernel and turns it until it is told
  * to stop. It never returns to Node's event loop; main speaks to it by message and eventfd.
  */
+import { domainToASCII } from "node:url";
 import { type MessagePort, receiveMessageOnPort, workerData } from "node:worker_threads";
 import { EPOLLIN } from "../native-bindings/constants.ts";
 import { linux, type Memory, type Syscalls } from "../native-bindings/syscalls.ts";
 import { assert } from "./engine/assert.ts";
-import { Engine, type Shared } from "./engine/engine.ts";
+import { type Answer, Engine, type OwnMemory, type Question, type Shared } from "./engine/engine.ts";
 import type { Limits } from "./engine/limits.ts";
 import type { Source, Task } from "./engine/loop.ts";
 import type { Settings } from "./engine/route.ts";
+import type { Role } from "./engine/session.ts";
 
 export interface WorkerStart {
   readonly port: MessagePort;
@@ -19,16 +21,16 @@ export interface WorkerStart {
   readonly limits: Limits;
   readonly settings: Settings;
   readonly shared: Shared;
-  readonly rows: SharedArrayBuffer;
-  readonly journal: SharedArrayBuffer;
+  readonly own: OwnMemory;
 }
 
 /** Main to worker. */
 export type Order =
   | { readonly kind: "configure"; readonly settings: Settings }
-  | { readonly kind: "listen"; readonly fds: readonly number[] }
+  | { readonly kind: "listen"; readonly fds: readonly number[]; readonly role: Role }
   /** Answered by "unlistened": then main may close them. */
   | { readonly kind: "unlisten"; readonly fds: readonly number[] }
+  | { readonly kind: "answer"; readonly answer: Answer }
   /** Accept no more, and exit when the last tunnel is over. */
   | { readonly kind: "drain" }
   /** Reset what is left, and exit. */
@@ -38,6 +40,7 @@ export type Order =
 export type Report =
   | { readonly kind: "ready" }
   | { readonly kind: "unlistened"; readonly fds: readonly number[] }
+  | { readonly kind: "question"; readonly question: Question }
   | { readonly kind: "journal" };
 
 /** The eventfd by which others wake this worker. Main's: it outlives the worker. */
@@ -68,16 +71,18 @@ class Bell implements Source, Task {
 function work(start: WorkerStart): void {
   const sys = linux();
   const { port } = start;
+  const report = (message: Report): void => port.postMessage(message);
   const engine = new Engine({
     ...start,
     sys,
     clock: () => Math.floor(performance.now()),
     wallClock: () => performance.timeOrigin + performance.now(),
+    ask: (question) => report({ kind: "question", question }),
+    toAscii: domainToASCII,
   });
   const bell = new Bell(sys, start.eventfd);
   const watched = engine.loop.add(bell.fd, EPOLLIN, engine.loop.number(bell));
   assert(watched >= 0, `epoll_ctl for the eventfd answered ${watched}`);
-  const report = (message: Report): void => port.postMessage(message);
   let draining = false;
 
   const obey = (order: Order): void => {
@@ -86,11 +91,14 @@ function work(start: WorkerStart): void {
         engine.configure(order.settings);
         break;
       case "listen":
-        for (const fd of order.fds) engine.listen(fd);
+        for (const fd of order.fds) engine.listen(fd, order.role);
         break;
       case "unlisten":
         for (const fd of order.fds) engine.unlisten(fd);
         report({ kind: "unlistened", fds: order.fds });
+        break;
+      case "answer":
+        engine.answer(order.answer);
         break;
       case "drain":
         draining = true;

@@ -1,23 +1,28 @@
 /**
- * The main job, shown in a private network: real firewall rules, a SOCKS5 upstream, a web server on
+ * The main job, shown in a private network: real firewall rules, transplice as the transparent
+ * proxy, transplice again as the SOCKS egress with several addresses to leave by, a web server on
  * an address that exists nowhere, and curl, which knows of none of this, fetching from it by IPv4
  * and IPv6. Then a bulk download. Nothing of the host is touched, and nothing is left behind.
  */
 import { existsSync } from "node:fs";
 import { createServer } from "node:http";
 import { fileURLToPath } from "node:url";
-import { eventually, text } from "./net/actors.ts";
+import { text } from "./net/actors.ts";
 import { type Backend, INTERNET, intercept, refusal, type Rules } from "./net/firewall.ts";
-import { FAMILIES, type Family, type Network, network, PROXY, SERVER } from "./net/network.ts";
+import { FAMILIES, type Family, type Network, network, PROXY, RELAY, SERVER } from "./net/network.ts";
 import type { Process } from "./net/process.ts";
 import { Relay } from "./net/relay.ts";
 import { enter, HERE, type Host, haveIPv6 } from "./net/sandbox.ts";
-import { Upstream } from "./net/upstream.ts";
 import { curl, type Fetched, type Seen, webServer } from "./net/web.ts";
 
 const PROGRAM = fileURLToPath(import.meta.url);
 const LISTEN_PORT = 1081;
-const UPSTREAM_PORT = 1080;
+const EGRESS_PORT = 1080;
+/** What the egress host leaves by: its "public" addresses. */
+const EXITS = {
+  4: ["192.0.2.21", "192.0.2.22", "192.0.2.23", "192.0.2.24"],
+  6: ["2001:db8:2::21", "2001:db8:2::22"],
+} as const;
 const BULK_PORT = 8080;
 const BULK_SECONDS = 3;
 
@@ -66,45 +71,58 @@ interface Setting {
   rules: Map<Family, Rules>;
   backend: Backend;
   relay: Relay;
-  upstream: Process;
+  egress: Relay;
   server: Process;
 }
 
 async function show(): Promise<void> {
   const step = (words: string): void => say(`${green("•")} ${words}`);
   const net = network();
-  step("a private network: an application's host, a proxy's host, and an internet of its own");
+  step("a private network: an application's host, an egress host, and an internet of its own");
 
   const server = net.internet.spawn(process.execPath, [PROGRAM, "server"], {
     title: "the web server",
   });
-  const upstream = net.proxy.spawn(process.execPath, [PROGRAM, "upstream"], {
-    title: "the upstream",
+  const exits = FAMILIES.flatMap((family) => EXITS[family]);
+  for (const address of exits) {
+    // Not preferred: whoever leaves by it was told to.
+    const how = address.includes(":") ? "/64 dev wan nodad preferred_lft 0" : "/24 dev wan";
+    net.proxy.ip(`address add ${address}${how}`);
+  }
+  const egress = Relay.spawn(net.proxy, {
+    incoming: {
+      port: EGRESS_PORT, addresses: [PROXY[4]], metrics_port: 0, allow_from: [RELAY[4]],
+    },
+    outgoing: { addresses: exits },
+    log: { level: "info" },
   });
-  await Promise.all([server.says(/listening/), upstream.says(/listening/)]);
+  await Promise.all([server.says(/listening/), egress.ready()]);
   step(
     `a web server on ${FAMILIES.map((family) => SERVER[family]).join(" and ")}: documentation addresses, nobody's`,
   );
-  step(`a SOCKS5 upstream on ${text(PROXY[4], UPSTREAM_PORT)}`);
+  step(
+    `transplice as egress on ${text(PROXY[4], EGRESS_PORT)}, with ${exits.length} addresses to leave by`,
+  );
 
   const { backend, rules } = redirect(net.relay);
   step(`${backend} rules: what the application sends there is redirected to port ${LISTEN_PORT}`);
 
   const relay = Relay.spawn(net.relay, {
     listen: `localhost:${LISTEN_PORT}`,
-    proxy_url: `socks5://${text(PROXY[4], UPSTREAM_PORT)}`,
+    proxy_url: `socks5://${text(PROXY[4], EGRESS_PORT)}`,
     log: { level: "info" },
   });
   await relay.ready();
-  step(`transplice listens on localhost:${LISTEN_PORT}`);
+  step(`transplice as transparent proxy on localhost:${LISTEN_PORT}`);
 
-  const setting = { net, rules, backend, relay, upstream, server };
+  const setting = { net, rules, backend, relay, egress, server };
   for (const family of FAMILIES) await followOne(setting, family);
   if (!haveIPv6()) say(`\n${dim("IPv6 is left out: this kernel does not have it.")}`);
   await download(setting);
 
   await relay.stop();
-  for (const program of [upstream, server]) program.kill();
+  await egress.stop();
+  server.kill();
   say();
   say(`${green("✔")} Done. The network was private and is gone; nothing is left behind.`);
 }
@@ -129,7 +147,7 @@ function redirect(host: Host): { backend: Backend; rules: Map<Family, Rules> } {
 
 /** One fetch, and what was seen of it at each hop. */
 async function followOne(setting: Setting, family: Family): Promise<void> {
-  const { net, relay, upstream, rules, backend } = setting;
+  const { net, relay, egress, rules, backend } = setting;
   const destination = text(SERVER[family], 80);
   const url = `http://${destination}/hello`;
   const before = rules.get(family)!.packets();
@@ -139,10 +157,8 @@ async function followOne(setting: Setting, family: Family): Promise<void> {
   const seen = JSON.parse(String(fetched.body)) as Seen;
   const ended = await relay.ended(destination);
   const packets = rules.get(family)!.packets() - before;
-  const asked = `CONNECT ${destination}`;
-  await eventually("the upstream has told what it was asked", () =>
-    upstream.output.includes(asked),
-  );
+  const left = await egress.ended(destination);
+  const exit = String(left["src_addr"]);
 
   const hops: [who: string, what: string][] = [
     [client(), `connected to ${bold(destination)} and was answered from there: ${url}`],
@@ -155,11 +171,11 @@ async function followOne(setting: Setting, family: Family): Promise<void> {
       `client ${ended.client_addr} wanted ${bold(String(ended["dest_addr"]))}: ${ended.tx_bytes} bytes there, ` +
         `${ended.rx_bytes} back, ${(ended.elapsed * 1000).toFixed(0)} ms, ${ended.reason}`,
     ],
-    ["SOCKS5 upstream", `was asked to ${bold(asked)}`],
     [
-      "web server",
-      `saw a connection from ${bold(seen.peer)}, the upstream's host, to ${seen.local}`,
+      "the egress",
+      `client ${left.client_addr} asked for ${bold(destination)} and leaves by ${bold(exit)}, as always`,
     ],
+    ["web server", `saw a connection from ${bold(seen.peer)} to ${seen.local}`],
   ];
   say();
   say(bold(`IPv${family}`));
@@ -171,10 +187,11 @@ async function followOne(setting: Setting, family: Family): Promise<void> {
   }
 }
 
-async function download({ net, relay }: Setting): Promise<void> {
+async function download({ net, relay, egress }: Setting): Promise<void> {
   say();
   say(`${green("•")} a bulk download for ${BULK_SECONDS} seconds …`);
-  const cpu = relay.process.cpuSeconds();
+  const cpuSeconds = () => relay.process.cpuSeconds() + egress.process.cpuSeconds();
+  const cpu = cpuSeconds();
   const url = `http://${text(SERVER[4], BULK_PORT)}/`;
   const fetched = await fetchFrom(
     net.relay,
@@ -189,12 +206,12 @@ async function download({ net, relay }: Setting): Promise<void> {
   const [bytes, seconds] = String(fetched.body).trim().split(" ").map(Number) as [number, number];
   if (!(bytes > 0))
     throw new Error(`the download failed: ${fetched.error}\n${relay.process.output}`);
-  const spent = relay.process.cpuSeconds() - cpu;
+  const spent = cpuSeconds() - cpu;
   const gigabytes = bytes / 1e9;
   say(
     `  ${bold(`${gigabytes.toFixed(2)} GB`)} in ${seconds.toFixed(1)} s: ` +
       `${bold(`${((bytes * 8) / seconds / 1e9).toFixed(1)} Gbit/s`)} through four programs on this machine; ` +
-      `transplice took ${(spent / gigabytes).toFixed(2)} s of CPU for each GB`,
+      `both transplices together took ${(spent / gigabytes).toFixed(2)} s of CPU for each GB`,
   );
 }
 
@@ -233,15 +250,6 @@ async function runFetch(url: string): Promise<void> {
 // ---------------------------------------------------------------------------------------------
 // The far side: each a process of its own, as in life.
 
-function runUpstream(): void {
-  const upstream = new Upstream(HERE, PROXY[4], UPSTREAM_PORT, {
-    protocol: "socks5",
-    dials: true,
-    heard: ({ host, port }) => void process.stdout.write(`CONNECT ${text(host, port)}\n`),
-  });
-  process.stdout.write(`listening on ${upstream.url()}\n`);
-}
-
 function runServer(): void {
   for (const family of FAMILIES) webServer(HERE, SERVER[family], 80);
   const block = Buffer.alloc(1 << 20, "transplice ");
@@ -256,7 +264,6 @@ function runServer(): void {
 }
 
 const [role, url] = process.argv.slice(2);
-if (role === "upstream") runUpstream();
-else if (role === "server") runServer();
+if (role === "server") runServer();
 else if (role === "fetch") await runFetch(url!);
 else process.exitCode = await demonstrate();

@@ -11,6 +11,7 @@ import { errnoText } from "./listeners.ts";
 import type { Field, Log } from "./log.ts";
 
 const DESTINATION = 28;
+const SOURCE = 56;
 
 const LOOP_TOLD_MS = 60_000;
 
@@ -35,6 +36,15 @@ const REMEDIES: Partial<Record<Reason, string>> = {
   "no-address": "the name in proxy_url does not resolve",
 };
 
+/** usocksd's words for what it refuses. */
+const MESSAGES: Partial<Record<Reason, string>> = {
+  denied: "denied access",
+  "too-many": "denied access",
+  "client-auth": "authentication failure",
+  "name-failed": "dial to destination failed",
+  "name-timeout": "dial to destination failed",
+};
+
 export class AccessLog {
   readonly #log: Log;
   /** Of this process: request ids of two runs do not meet. */
@@ -53,6 +63,7 @@ export class AccessLog {
       dest_addr: record.addresses[DESTINATION] === 0 ? "" : textOf(record.addresses, DESTINATION),
       request_id: this.#requestId(record, worker),
     };
+    if (record.version !== 0) Object.assign(fields, socksFields(record));
     if (record.kind === STARTED) return this.#log.info("proxy starts", fields, record.wallMs);
     const reason = REASONS[record.reason]!;
     const { level, blame } = KINDS[reason];
@@ -71,7 +82,8 @@ export class AccessLog {
     const remedy = REMEDIES[reason];
     if (remedy !== undefined) fields["remedy"] = remedy;
     const message =
-      blame === "upstream" ? "failed to connect to proxy server" : "connection refused";
+      MESSAGES[reason] ??
+      (blame === "upstream" ? "failed to connect to proxy server" : "connection refused");
     this.#log[level](message, fields, record.wallMs, reason);
   }
 
@@ -88,6 +100,18 @@ export class AccessLog {
     const life = hex(record.incarnation & 0xffff, 4);
     return `${run.slice(0, 8)}-${run.slice(8)}-${life}-${hex(worker, 4)}-${hex(record.id, 12)}`;
   }
+}
+
+/** As usocksd names them. */
+function socksFields(record: JournalRecord): Record<string, Field> {
+  const { addresses, name, user, version } = record;
+  return {
+    protocol: version === 4 ? "SOCKS4/4a" : "SOCKS5",
+    command: "connect",
+    dest_host: name,
+    src_addr: addresses[SOURCE] === 0 ? "" : textOf(addresses, SOURCE),
+    ...(user === "" ? {} : { user }),
+  };
 }
 
 /** In words, or null where nothing was wrong. */

@@ -18,12 +18,16 @@ import {
   TUNNELS,
   TURNS,
 } from "../engine/counters.ts";
-import { rowsBytes, type Shared } from "../engine/engine.ts";
+import { EgressReader, egressCountersBytes } from "../engine/egress-counters.ts";
+import { type Answer, type OwnMemory, type Question, rowsBytes, type Shared } from "../engine/engine.ts";
 import { Journal, type JournalRecord, journalBytes } from "../engine/journal.ts";
 import { Ledger, OWNERS_MAX } from "../engine/ledger.ts";
 import type { Limits } from "../engine/limits.ts";
 import { LOOPS_BYTES, Loops } from "../engine/loops.ts";
+import { QUOTA_BYTES, Quotas } from "../engine/quota.ts";
 import type { Settings } from "../engine/route.ts";
+import { type Role, ROW_BYTES, ROW_QUOTAS } from "../engine/session.ts";
+import { forgetInflight, socksCountersBytes, SocksTotals } from "../engine/socks-counters.ts";
 import type { Order, Report, WorkerStart } from "../worker.ts";
 import type { Log } from "./log.ts";
 
@@ -46,17 +50,19 @@ export interface FleetOptions {
   readonly log: Log;
   readonly ledgerFds: number;
   readonly onRecord: (record: JournalRecord, worker: number) => void;
+  /** Asked by a worker; it is told the answer. Never rejects. */
+  readonly onQuestion: (question: Question) => Promise<Answer>;
 }
 
 interface Member {
   readonly number: number;
   readonly eventfd: number;
-  readonly rows: SharedArrayBuffer;
-  readonly journal: SharedArrayBuffer;
+  readonly own: OwnMemory;
   readonly reader: Journal;
   readonly counters: Float64Array;
   readonly limits: Limits;
-  readonly fds: Set<number>;
+  /** The listening sockets that it accepts from. */
+  readonly fds: Map<number, Role>;
   thread: Worker | null;
   port: MessagePort | null;
   incarnation: number;
@@ -78,8 +84,11 @@ export class Fleet {
   readonly #admission: Admission;
   readonly #ledger: Ledger;
   readonly #loops: Loops;
+  readonly #quotas: Quotas;
   readonly #members: Member[] = [];
   readonly #eventfds: number[] = [];
+  /** What the workers count for egress addresses and rules. */
+  readonly exits: EgressReader;
   #settings: Settings | null = null;
   #journalTimer: NodeJS.Timeout | null = null;
   #dropped = 0;
@@ -91,7 +100,12 @@ export class Fleet {
       admission: new SharedArrayBuffer(admissionBytes(WORKERS_MAX)),
       counters: new SharedArrayBuffer(countersBytes(WORKERS_MAX)),
       loops: new SharedArrayBuffer(LOOPS_BYTES),
+      quotas: new SharedArrayBuffer(QUOTA_BYTES),
+      socks: new SharedArrayBuffer(socksCountersBytes(WORKERS_MAX)),
+      exits: new SharedArrayBuffer(egressCountersBytes(WORKERS_MAX)),
     };
+    this.exits = new EgressReader(this.#shared.exits);
+    this.#quotas = new Quotas(this.#shared.quotas);
     this.#admission = new Admission(this.#shared.admission, options.sys);
     this.#ledger = new Ledger(this.#shared.ledger);
     this.#loops = new Loops(this.#shared.loops, options.sys, OWNERS_MAX);
@@ -130,22 +144,22 @@ export class Fleet {
       const leaver = this.#members.findLast((member) => !member.leaving)!;
       const fds = [...leaver.fds];
       leaver.leaving = true;
-      for (const fd of fds) leaver.fds.delete(fd);
+      leaver.fds.clear();
       // First the one lets go, then the other takes over: in between, connections wait in the
       // backlog, which belongs to the socket and not to a worker.
-      await this.#unlistenOne(leaver, fds);
-      this.listen(fds);
+      await this.#unlistenOne(leaver, fds.map(([fd]) => fd));
+      for (const [fd, role] of fds) this.listen([fd], role);
       this.#order(leaver, { kind: "drain" });
     }
   }
 
   /** Spreads listening sockets over the workers: each goes to one that has fewest. */
-  listen(fds: readonly number[]): void {
+  listen(fds: readonly number[], role: Role): void {
     const members = this.#members.filter((member) => !member.leaving);
     for (const fd of fds) {
       const member = members.reduce((a, b) => (b.fds.size < a.fds.size ? b : a));
-      member.fds.add(fd);
-      this.#order(member, { kind: "listen", fds: [fd] });
+      member.fds.set(fd, role);
+      this.#order(member, { kind: "listen", fds: [fd], role });
     }
   }
 
@@ -190,6 +204,11 @@ export class Fleet {
     return this.#members.reduce((sum, { counters }) => sum + counters[at]!, 0);
   }
 
+  /** What SOCKS clients have been up to, over all workers, up to now. */
+  get socks(): SocksTotals {
+    return new SocksTotals(this.#shared.socks);
+  }
+
   get dialFailures(): number {
     return this.total(DIAL_FAILURES);
   }
@@ -222,18 +241,20 @@ export class Fleet {
       this.#eventfds[number] = fd;
       this.#admission.setEventfd(number, fd);
     }
-    const journal = new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS));
-    const reader = new Journal(journal);
+    const own: OwnMemory = {
+      rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
+      journal: new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS)),
+    };
+    const reader = new Journal(own.journal);
     reader.sleep();
     return {
       number,
       limits,
-      journal,
+      own,
       reader,
       eventfd: this.#eventfds[number]!,
-      rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
       counters: countersRow(this.#shared.counters, number),
-      fds: new Set(),
+      fds: new Map(),
       thread: null,
       port: null,
       incarnation: -1,
@@ -262,8 +283,7 @@ export class Fleet {
       limits: member.limits,
       settings: this.#settings!,
       shared: this.#shared,
-      rows: member.rows,
-      journal: member.journal,
+      own: member.own,
     };
     member.exited = new Promise((resolve) => (member.onExit = resolve));
     port1.on("message", (report: Report) => this.#hear(member, report));
@@ -281,7 +301,7 @@ export class Fleet {
       });
     });
     thread.on("exit", () => this.#gone(member));
-    if (member.fds.size > 0) this.#order(member, { kind: "listen", fds: [...member.fds] });
+    for (const [fd, role] of member.fds) this.#order(member, { kind: "listen", fds: [fd], role });
   }
 
   #hear(member: Member, report: Report): void {
@@ -298,7 +318,31 @@ export class Fleet {
       case "journal":
         this.#readJournals();
         break;
+      case "question":
+        void this.#answer(member, report.question);
+        break;
     }
+  }
+
+  async #answer(member: Member, question: Question): Promise<void> {
+    const { port } = member;
+    const answer = await this.#options.onQuestion(question);
+    // Who asked may be dead by now, and another in his place knows nothing of the question.
+    if (member.port === port) this.#order(member, { kind: "answer", answer });
+  }
+
+  /** What its tunnels held in common with those of other workers. */
+  #giveBack({ own, number }: Member): void {
+    const rows = new DataView(own.rows);
+    for (let row = 0; row < rows.byteLength; row += ROW_BYTES) {
+      for (let at = row + ROW_QUOTAS; at < row + ROW_BYTES; at += 4) {
+        const entry = rows.getInt32(at, true);
+        if (entry > 0) this.#quotas.leave(entry);
+        rows.setInt32(at, 0, true);
+      }
+    }
+    forgetInflight(this.#shared.socks, number);
+    this.exits.forget(number);
   }
 
   /** The thread has stopped: in order, or because it threw. */
@@ -319,6 +363,7 @@ export class Fleet {
       closed++;
     }
     this.#loops.forgetAll(owner);
+    this.#giveBack(member);
     const tunnels = member.counters[TUNNELS]!;
     member.counters[TUNNELS] = 0;
     for (const answer of member.unlistening.values()) answer();

@@ -28,12 +28,14 @@ import {
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config, ListenAddress } from "../config/config.ts";
+import type { Role } from "../engine/session.ts";
 
 /** The kernel cuts it to net.core.somaxconn. */
 const BACKLOG = 65535;
 
 export interface ListeningAddress {
   readonly address: ListenAddress;
+  readonly role: Role;
   readonly fds: readonly number[];
 }
 
@@ -61,39 +63,41 @@ export class Listeners {
     const opened: ListeningAddress[] = [];
     const missing: string[] = [];
     const wrong: string[] = [];
-    for (const address of config.listen) {
-      const has = this.#open.get(keyOf(address))?.fds.length ?? 0;
+    const wanted = wantedBy(config);
+    for (const { address, role } of wanted) {
+      const has = this.#open.get(keyOf(address, role))?.fds.length ?? 0;
       if (has >= sockets) continue;
-      const fds = this.#openAddress(address, config.mode, sockets - has, has === 0);
-      if (Array.isArray(fds)) opened.push({ address, fds });
+      const fds = this.#openAddress(address, modeOf(config, role), sockets - has, has === 0);
+      if (Array.isArray(fds)) opened.push({ address, role, fds });
       else if (address.optional && fds.absent) missing.push(address.text);
       else wrong.push(fds.text);
     }
-    const kept = config.listen.filter((address) => this.#open.has(keyOf(address)));
-    if (wrong.length === 0 && config.listen.length > 0 && opened.length + kept.length === 0) {
-      wrong.push(`none of ${config.listen.map(({ text }) => text).join(", ")} exists on this host`);
+    const kept = wanted.filter(({ address, role }) => this.#open.has(keyOf(address, role)));
+    if (wrong.length === 0 && opened.length + kept.length === 0) {
+      wrong.push(`none of ${wanted.map(({ address }) => address.text).join(", ")} exists on this host`);
     }
     if (wrong.length > 0) {
       for (const { fds } of opened) this.#close(fds);
       return { wrong };
     }
-    for (const { address, fds } of opened) {
-      const had = this.#open.get(keyOf(address))?.fds ?? [];
-      this.#open.set(keyOf(address), { address, fds: [...had, ...fds] });
+    for (const { address, role, fds } of opened) {
+      const had = this.#open.get(keyOf(address, role))?.fds ?? [];
+      this.#open.set(keyOf(address, role), { address, role, fds: [...had, ...fds] });
     }
     return { opened, missing };
   }
 
   /** Listening addresses that the configuration no longer has. */
   obsolete(config: Config): ListeningAddress[] {
-    const wanted = new Set(config.listen.map(keyOf));
-    return this.open.filter(({ address }) => !wanted.has(keyOf(address)));
+    const wanted = new Set(wantedBy(config).map(({ address, role }) => keyOf(address, role)));
+    return this.open.filter(({ address, role }) => !wanted.has(keyOf(address, role)));
   }
 
   /** The mode has changed: listening sockets learn it where they stand. */
   setMode(mode: Config["mode"]): Result {
     let result = 0;
-    for (const { address, fds } of this.#open.values()) {
+    for (const { address, role, fds } of this.#open.values()) {
+      if (role !== "transparent") continue;
       for (const fd of fds)
         result = Math.min(result, this.#transparent(fd, address, mode === "tproxy"));
     }
@@ -101,11 +105,12 @@ export class Listeners {
   }
 
   /** No worker accepts from them any more: connections are refused from now on. */
-  close({ address, fds }: ListeningAddress): void {
+  close({ address, role, fds }: ListeningAddress): void {
     this.#close(fds);
-    const left = this.#open.get(keyOf(address))!.fds.filter((fd) => !fds.includes(fd));
-    if (left.length === 0) this.#open.delete(keyOf(address));
-    else this.#open.set(keyOf(address), { address, fds: left });
+    const key = keyOf(address, role);
+    const left = this.#open.get(key)!.fds.filter((fd) => !fds.includes(fd));
+    if (left.length === 0) this.#open.delete(key);
+    else this.#open.set(key, { address, role, fds: left });
   }
 
   #openAddress(
@@ -183,7 +188,19 @@ export class Listeners {
 }
 
 /** The same socket address may be wanted dual-stack or not: another socket. */
-const keyOf = (address: ListenAddress): string => `${address.text} ${address.dualStack}`;
+const keyOf = (address: ListenAddress, role: Role): string =>
+  `${role} ${address.text} ${address.dualStack}`;
+
+function wantedBy({ listen, egress }: Config): { address: ListenAddress; role: Role }[] {
+  return [
+    ...listen.map((address) => ({ address, role: "transparent" as const })),
+    ...(egress?.listen ?? []).map((address) => ({ address, role: "socks" as const })),
+  ];
+}
+
+/** A SOCKS server is spoken to by its own address. */
+const modeOf = (config: Config, role: Role): Config["mode"] =>
+  role === "transparent" ? config.mode : "redirect";
 
 interface Trouble {
   readonly text: string;

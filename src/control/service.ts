@@ -17,10 +17,12 @@ import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
 import { addressOf } from "../policy/own.ts";
 import { AccessLog } from "./access-log.ts";
+import { addressText, EgressControl } from "./egress.ts";
 import { Fleet, WORKERS_MAX } from "./fleet.ts";
 import { errnoText, Listeners } from "./listeners.ts";
 import type { Log } from "./log.ts";
 import { Resolver } from "./resolver.ts";
+import { SocksMetrics } from "./socks-metrics.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
@@ -38,6 +40,8 @@ export class Service {
   readonly #log: Log;
   readonly #listeners: Listeners;
   readonly #fleet: Fleet;
+  readonly #egress: EgressControl;
+  readonly #metrics: SocksMetrics;
   readonly #nofile: number;
   #config: Config;
   #resolver: Resolver | null = null;
@@ -63,7 +67,26 @@ export class Service {
       log,
       ledgerFds: Math.min(this.#nofile, FDS_MAX),
       onRecord: (record, worker) => accessLog.write(record, worker),
+      onQuestion: (question) => this.#egress.answer(question),
     });
+    this.#egress = new EgressControl({
+      sys,
+      log,
+      counters: this.#fleet.exits,
+      onChange: () => {
+        if (this.#fleet.size > 0) this.#fleet.configure(this.#settings());
+      },
+    });
+    this.#metrics = new SocksMetrics(
+      {
+        socks: () => this.#fleet.socks,
+        addresses: () => this.#fleet.exits.addresses(),
+        denied: () => this.#fleet.exits.denied(),
+        health: (address) => this.#egress.health(address),
+        names: () => this.#egress.names.stats,
+      },
+      log,
+    );
   }
 
   /** Resolves when connections are accepted; or with what stands against it. */
@@ -79,6 +102,8 @@ export class Service {
         address: text,
       });
     }
+    const metrics = await this.#metrics.listen(config.egress?.metrics ?? []);
+    if (metrics.length > 0) return metrics;
     await this.#follow(config);
     const plan = budget(this.#nofile, openFds() + workers * FDS_PER_WORKER, this.#pipesOf(config));
     if (plan === null) return [this.#tooFewFds(workers)];
@@ -89,18 +114,18 @@ export class Service {
       pipeBytes: config.limits.pipeBytes,
     };
     this.#local = localAddresses();
+    this.#egress.configure(config);
     if (!(await this.#fleet.grow(workers, this.#limits, this.#settings()))) {
       return [`a worker died at its start; ${this.#tooFewFds(workers)}`];
     }
     // Now that every thread has opened what it needs, it is known what is left.
     this.#baseFds = openFds() - workers * FDS_PER_WORKER;
     if (!this.#setTunnelsMax(config)) return [this.#tooFewFds(workers)];
-    for (const { fds } of this.#listeners.open) this.#fleet.listen(fds);
+    for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
     this.#log.info("transplice is ready", {
       listen: this.#listeners.open.map(({ address }) => address.text).join(" "),
-      mode: config.mode,
-      upstream: config.upstream === null || config.upstream.kind === "direct" ? "direct" : config.upstream.text,
+      ...describe(config),
       workers,
       max_connections: this.#tunnelsMax,
       nofile: this.#nofile,
@@ -119,10 +144,16 @@ export class Service {
     const old = this.#config;
     const listening = this.#listeners.openNew(config, this.#workersOf(config));
     if ("wrong" in listening) return listening.wrong;
+    const metrics = await this.#metrics.move(config.egress?.metrics ?? []);
+    if (metrics.length > 0) {
+      for (const added of listening.opened) this.#listeners.close(added);
+      return metrics;
+    }
     if (config.mode !== old.mode) {
       const result = this.#listeners.setMode(config.mode);
       if (result < 0) {
         this.#listeners.setMode(old.mode);
+        await this.#metrics.move(old.egress?.metrics ?? []);
         for (const added of listening.opened) this.#listeners.close(added);
         return [`mode: setsockopt IP_TRANSPARENT: ${errnoText(-result)}; it needs CAP_NET_ADMIN`];
       }
@@ -130,11 +161,12 @@ export class Service {
     await this.#follow(config);
     if (this.#stopping) return [];
     this.#config = config;
+    this.#egress.configure(config);
     const settings = this.#settings();
     this.#fleet.configure(settings);
     if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
     await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
-    for (const { fds } of listening.opened) this.#fleet.listen(fds);
+    for (const { fds, role } of listening.opened) this.#fleet.listen(fds, role);
     for (const gone of this.#listeners.obsolete(config)) {
       await this.#fleet.unlisten(gone.fds);
       this.#listeners.close(gone);
@@ -155,6 +187,8 @@ export class Service {
   async stop(): Promise<void> {
     this.#stopping = true;
     this.#resolver?.close();
+    this.#egress.close();
+    void this.#metrics.close();
     await this.#fleet.unlisten(this.#listeners.open.flatMap(({ fds }) => fds));
     for (const listening of this.#listeners.open) this.#listeners.close(listening);
     const { drainMs } = this.#config.timeouts;
@@ -186,6 +220,7 @@ export class Service {
   #tick(): void {
     this.#ticks++;
     this.#fleet.tick();
+    if (!this.#stopping) this.#egress.tick();
     const failures = this.#fleet.dialFailures;
     if (failures !== this.#dialFailures) {
       this.#dialFailures = failures;
@@ -230,6 +265,8 @@ export class Service {
     const { timeouts, tcp, limits, mode, mark, pipelined } = this.#config;
     const upstream = this.#config.upstream ?? DIRECT;
     return {
+      transparent: this.#config.upstream !== null,
+      egress: this.#egress.settings(),
       mode,
       upstream: {
         kind: upstream.kind,
@@ -245,7 +282,10 @@ export class Service {
       idleMs: timeouts.idleMs,
       ...tcp,
       own: {
-        listening: this.#listeners.open.map(({ address }) => address.bytes),
+        // Whoever is redirected to the SOCKS server by the rules is served by it, as any other is.
+        listening: this.#listeners.open
+          .filter(({ role }) => role === "transparent")
+          .map(({ address }) => address.bytes),
         local: this.#local,
       },
       journalAll: this.#log.enabled("info"),
@@ -293,6 +333,16 @@ export class Service {
   #tooFewFds(workers: number): string {
     return `the limit of open files is ${this.#nofile}, too few for ${workers} workers; raise it (ulimit -n, LimitNOFILE=), or set fewer workers`;
   }
+}
+
+/** For the log: what it does. */
+function describe({ upstream, mode, egress }: Config): Record<string, string> {
+  return {
+    ...(upstream === null
+      ? {}
+      : { mode, upstream: upstream.kind === "direct" ? "direct" : upstream.text }),
+    ...(egress === null ? {} : { egress: egress.addresses.map(addressText).join(" ") || (egress.iface ?? "any") }),
+  };
 }
 
 /** The addresses of this host's interfaces, 4 or 16 bytes each. */

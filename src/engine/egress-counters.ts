@@ -15,6 +15,9 @@ export const RULE_SLOTS = 1024;
 /** The name of the slot behind the last, for all that come when the others are taken. */
 export const OTHERS = "(others)";
 
+/** Of a connection whose address the kernel has chosen: it is counted nowhere. */
+export const NO_SLOT = -1;
+
 const ACTIVE = 0;
 const OPENED = 1;
 const FAILED = 2;

@@ -42,6 +42,17 @@ export const KINDS = {
   "half-closed-timeout": { blame: "nobody", level: "info", detail: "none", meaning: "one end had closed, and the other sent nothing for the half-closed time" },
   resources: { blame: "us", level: "error", detail: "errno", meaning: "the kernel had no file descriptor, memory or port for this connection" },
   drain: { blame: "nobody", level: "info", detail: "none", meaning: "still open when the drain deadline passed, or a second signal came" },
+  "client-malformed": { blame: "client", level: "info", detail: "none", meaning: "the client does not speak SOCKS" },
+  "client-timeout": { blame: "client", level: "info", detail: "none", meaning: "the client did not ask for anything in time" },
+  "client-auth": { blame: "client", level: "warning", detail: "none", meaning: "the client's user name or password is wrong, or it offered none" },
+  unsupported: { blame: "client", level: "info", detail: "none", meaning: "the client asked for another command than CONNECT, or for an unknown type of address" },
+  denied: { blame: "client", level: "warning", detail: "none", meaning: "a rule forbids it" },
+  "too-many": { blame: "client", level: "warning", detail: "none", meaning: "the client or user has as many connections as it may, or opens them too fast" },
+  "name-not-found": { blame: "server", level: "info", detail: "none", meaning: "the name has no address" },
+  "name-failed": { blame: "us", level: "warning", detail: "none", meaning: "no DNS server would answer for the name" },
+  "name-timeout": { blame: "us", level: "warning", detail: "none", meaning: "the name was not resolved in time" },
+  "dest-failed": { blame: "server", level: "info", detail: "errno", meaning: "the destination could not be connected" },
+  "dest-timeout": { blame: "server", level: "info", detail: "none", meaning: "the destination did not accept the connection in time" },
 } as const satisfies Record<string, Kind>;
 
 export type Reason = keyof typeof KINDS;

@@ -9,21 +9,29 @@ import {
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { OwnAddresses } from "../policy/own.ts";
 import { OUTPUT_BYTES_MAX } from "../protocol/handshake.ts";
+import type { SocksServer } from "../protocol/socks-server.ts";
 import { Admission } from "./admission.ts";
 import { assert } from "./assert.ts";
 import {
   ACCEPTED, ACCEPT_ERRORS, BUFFERS_LENT, countersRow, endingAt, JOURNAL_DROPPED, PIPES_LENT,
   REFUSED_FULL, TUNNELS, TURNS,
 } from "./counters.ts";
+import { Egress } from "./egress.ts";
+import { EgressCounters } from "./egress-counters.ts";
 import { type Ending, KINDS, reasonNumber } from "./ending.ts";
 import { ENDED, Journal } from "./journal.ts";
 import { Ledger } from "./ledger.ts";
 import { checked, type Limits } from "./limits.ts";
 import { Loop, type Source, type Task } from "./loop.ts";
 import { Loops } from "./loops.ts";
+import { type NameAnswer, NameCache } from "./names.ts";
+import { Outgoing } from "./outgoing.ts";
 import { Buffers, Pipes } from "./pools.ts";
-import { type Settings, Upstream } from "./route.ts";
-import { ROW_BYTES, Session } from "./session.ts";
+import { type Quota, Quotas } from "./quota.ts";
+import { Racers } from "./racers.ts";
+import { DIRECT, type Settings, Upstream } from "./route.ts";
+import { type Role, ROW_BYTES, ROW_QUOTAS, Session } from "./session.ts";
+import { SocksCounters } from "./socks-counters.ts";
 import { Timeouts, type Waiter } from "./timeouts.ts";
 
 /** Memory that all threads see. Made by main, outlives any worker. */
@@ -32,7 +40,32 @@ export interface Shared {
   readonly admission: SharedArrayBuffer;
   readonly counters: SharedArrayBuffer;
   readonly loops: SharedArrayBuffer;
+  readonly quotas: SharedArrayBuffer;
+  readonly socks: SharedArrayBuffer;
+  readonly exits: SharedArrayBuffer;
 }
+
+/** This worker's own: nobody else writes to it. */
+export interface OwnMemory {
+  /** The tunnel table. */
+  readonly rows: SharedArrayBuffer;
+  readonly journal: SharedArrayBuffer;
+}
+
+/** What only main can find out. */
+export type Question =
+  | { readonly kind: "name"; readonly name: string }
+  | {
+      readonly kind: "login";
+      readonly row: number;
+      readonly id: number;
+      readonly user: Uint8Array;
+      readonly password: Uint8Array;
+    };
+
+export type Answer =
+  | { readonly kind: "name"; readonly name: string; readonly answer: NameAnswer }
+  | { readonly kind: "login"; readonly row: number; readonly id: number; readonly right: boolean };
 
 export interface EngineOptions {
   readonly sys: Syscalls;
@@ -43,9 +76,11 @@ export interface EngineOptions {
   readonly limits: Limits;
   readonly settings: Settings;
   readonly shared: Shared;
-  /** This worker's own: the tunnel table, and the journal. */
-  readonly rows: SharedArrayBuffer;
-  readonly journal: SharedArrayBuffer;
+  readonly own: OwnMemory;
+  /** Main answers each question exactly once, by answer(). */
+  readonly ask: (question: Question) => void;
+  /** IDNA: "xn--..." for a name in any script; "" if it is none. */
+  readonly toAscii: (name: string) => string;
   /** From 0; the owner's number in the ledger is one more. */
   readonly worker: number;
   /** How many lives this worker's number had before. */
@@ -67,6 +102,13 @@ export class Engine {
   readonly ledger: Ledger;
   readonly loops: Loops;
   readonly admission: Admission;
+  readonly names: NameCache;
+  readonly racers: Racers;
+  readonly socks: SocksCounters;
+  readonly exits: EgressCounters;
+  readonly toAscii: (name: string) => string;
+  /** For fronts to take from and give back to. */
+  readonly machines: SocksServer[] = [];
   readonly counters: Float64Array;
   readonly owner: number;
   readonly rows: Memory;
@@ -76,12 +118,19 @@ export class Engine {
   readonly worker: number;
   settings: Settings;
   upstream: Upstream;
+  /** Of sessions that have none. */
+  readonly direct: Upstream;
+  /** By which redirected connections are dialled: with the mark, and no address of its own. */
+  outgoing!: Outgoing;
+  egress: Egress | null = null;
   own: OwnAddresses;
   /** Read once a turn. */
   nowMs: number;
   readonly #clock: () => number;
   readonly #wallClock: () => number;
   readonly #journal: Journal;
+  readonly #quotas: Quotas;
+  readonly #ask: (question: Question) => void;
   readonly #incarnation: number;
   readonly #listeners = new Map<number, Listener>();
   readonly #sessions: Session[] = [];
@@ -102,8 +151,14 @@ export class Engine {
     this.admission = new Admission(shared.admission, sys);
     this.counters = countersRow(shared.counters, worker);
     this.loops = new Loops(shared.loops, sys, this.owner);
-    this.rows = sys.memory(options.rows);
-    this.#journal = new Journal(options.journal);
+    this.rows = sys.memory(options.own.rows);
+    this.#journal = new Journal(options.own.journal);
+    this.socks = new SocksCounters(shared.socks, worker);
+    this.exits = new EgressCounters(shared.exits, worker);
+    this.#quotas = new Quotas(shared.quotas);
+    this.#ask = options.ask;
+    this.toAscii = options.toAscii;
+    this.names = new NameCache((name) => this.#ask({ kind: "name", name }));
     this.scratch = sys.memory(this.limits.bufferBytes);
     this.output = sys.memory(OUTPUT_BYTES_MAX);
     this.loop = new Loop(sys, this.limits.eventsPerTurn);
@@ -111,9 +166,12 @@ export class Engine {
     this.timeouts = new Timeouts(this.nowMs);
     this.pipes = new Pipes(sys, this.ledger, this.owner, this.limits.pipes, this.limits.pipeBytes);
     this.buffers = new Buffers(sys, this.limits.buffers, this.limits.bufferBytes);
+    this.racers = new Racers(this.loop);
+    this.direct = new Upstream(DIRECT, sys);
     this.settings = options.settings;
     this.upstream = new Upstream(options.settings.upstream, sys);
     this.own = new OwnAddresses(options.settings.own);
+    this.#configureOutgoing();
   }
 
   get tunnels(): number {
@@ -139,12 +197,29 @@ export class Engine {
     this.upstream = new Upstream(settings.upstream, this.sys);
     this.upstream.preferred = Math.min(preferred, Math.max(0, this.upstream.addresses.length - 1));
     this.own = new OwnAddresses(settings.own);
+    this.#configureOutgoing();
     this.resumeAccepting();
   }
 
+  get transparent(): boolean {
+    return this.settings.transparent;
+  }
+
+  #configureOutgoing(): void {
+    const { mark, egress, own } = this.settings;
+    this.outgoing = new Outgoing({ mark, iface: null, addresses: [], affinity: "none" }, this);
+    this.egress = egress === null ? null : new Egress(egress, own.local, this);
+  }
+
+  /** Main has found out. */
+  answer(answer: Answer): void {
+    if (answer.kind === "name") return this.names.answer(answer.name, answer.answer, this.nowMs);
+    this.#sessions[answer.row / ROW_BYTES]!.verdict(answer.id, answer.right);
+  }
+
   /** Accepts from a listening socket, which stays its maker's. */
-  listen(fd: number): void {
-    const listener = new Listener(this, fd);
+  listen(fd: number, role: Role): void {
+    const listener = new Listener(this, fd, role);
     // Inherited by what is accepted. An urgent byte cannot be passed on as such, and one that
     // came between an event and the recv behind it would be lost; in line it is a byte like any.
     this.sys.setsockopt(fd, SOL_SOCKET, SO_OOBINLINE, 1);
@@ -203,14 +278,41 @@ export class Engine {
 
   journal(
     kind: number, why: Ending, id: number, startedMs: number, bytesUp: number, bytesDown: number,
-    row: number,
+    row: number, version: number, name: string, user: string,
   ): void {
     if (!this.settings.journalAll && (kind !== ENDED || !isNews(why))) return;
     const written = this.#journal.write(
       kind, reasonNumber(why.reason), why.detail, id, this.#incarnation, this.#wallClock(),
-      this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, why.text,
+      this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, version, why.text,
+      name, user,
     );
     if (!written) this.counters[JOURNAL_DROPPED]!++;
+  }
+
+  /** Does the password belong to the user? The session is told by verdict(). */
+  askVerdict(row: number, id: number, user: Uint8Array, password: Uint8Array): void {
+    this.#ask({ kind: "login", row, id, user: user.slice(), password: password.slice() });
+  }
+
+  /**
+   * Counts a tunnel among those of its client (which: 0) or its user (1), until leaveQuotas().
+   * Answers as Quotas.enter().
+   */
+  enterQuota(row: number, which: 0 | 1, hash: number, quota: Quota): number {
+    const entry = this.#quotas.enter(hash, quota, this.#wallClock());
+    // In the table, where main finds it if this worker dies.
+    if (entry > 0) this.rows.view.setInt32(row + ROW_QUOTAS + 4 * which, entry, true);
+    return entry;
+  }
+
+  leaveQuotas(row: number): void {
+    const { view } = this.rows;
+    for (let at = row + ROW_QUOTAS; at < row + ROW_BYTES; at += 4) {
+      const entry = view.getInt32(at, true);
+      if (entry === 0) continue;
+      view.setInt32(at, 0, true);
+      this.#quotas.leave(entry);
+    }
   }
 
   /** The session has closed its sockets and may serve another tunnel. */
@@ -249,11 +351,11 @@ export class Engine {
     return session;
   }
 
-  begin(session: Session, fd: number): void {
+  begin(session: Session, fd: number, role: Role): void {
     const taken = this.#idle.pop();
     assert(taken === session, "the spare session is the one that was offered");
     this.counters[ACCEPTED]!++;
-    session.begin(fd);
+    session.begin(fd, role);
   }
 }
 
@@ -263,6 +365,7 @@ const isNews = (why: Ending): boolean => KINDS[why.reason].level !== "info";
 class Listener implements Source, Task, Waiter {
   readonly #engine: Engine;
   readonly #fd: number;
+  readonly #role: Role;
   #readable = false;
   #closed = false;
   /** accept4 found no fd or memory, or the table is full: a tunnel's end may change that. */
@@ -272,9 +375,10 @@ class Listener implements Source, Task, Waiter {
   previousWaiter: Waiter | null = null;
   bucket = -1;
 
-  constructor(engine: Engine, fd: number) {
+  constructor(engine: Engine, fd: number, role: Role) {
     this.#engine = engine;
     this.#fd = fd;
+    this.#role = role;
   }
 
   get waiting(): boolean {
@@ -313,7 +417,7 @@ class Listener implements Source, Task, Waiter {
         return false;
       }
       const fd = sys.accept4(this.#fd, rows, session.row, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (fd >= 0) engine.begin(session, fd);
+      if (fd >= 0) engine.begin(session, fd, this.#role);
       else {
         engine.leave();
         if (fd === -EAGAIN) this.#readable = false;

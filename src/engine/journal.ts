@@ -5,8 +5,8 @@
  */
 import type { Memory } from "../../native-bindings/syscalls.ts";
 
-/** Sockaddrs of client and destination: what a row of the tunnel table starts with. */
-export const ADDRESSES_BYTES = 56;
+/** Sockaddrs of client, destination and source: what a row of the tunnel table starts with. */
+export const ADDRESSES_BYTES = 84;
 
 export const STARTED = 1;
 export const ENDED = 2;
@@ -23,9 +23,14 @@ export interface JournalRecord {
   durationMs: number;
   bytesUp: number;
   bytesDown: number;
-  /** Client's sockaddr at 0, destination's at 28. Valid until the next read. */
+  /** Client's sockaddr at 0, destination's at 28, source's at 56. Valid until the next read. */
   addresses: Uint8Array;
+  /** Of SOCKS, as the client spoke it; 0: a transparent tunnel. */
+  version: number;
   text: string;
+  /** What a SOCKS client named: the destination, and itself; "" where it named none. */
+  name: string;
+  user: string;
 }
 
 const HEAD = 0; // Records written, in all; wraps at 2^32.
@@ -33,7 +38,7 @@ const TAIL = 1; // Records read.
 const READER_SLEEPS = 2;
 const HEADER_BYTES = 16;
 
-const RECORD_BYTES = 192;
+const RECORD_BYTES = 512;
 const DETAIL = 4;
 const WALL = 8;
 const DURATION = 16;
@@ -43,7 +48,9 @@ const ID = 40;
 const INCARNATION = 44;
 const ADDRESSES = 48;
 const TEXT = ADDRESSES + ADDRESSES_BYTES;
-const TEXT_MAX = RECORD_BYTES - TEXT;
+/** Three texts, one behind the other, each behind its length; what has no room is cut. */
+const TEXT_END = RECORD_BYTES;
+const TEXT_MAX = 80;
 
 export const journalBytes = (records: number): number => HEADER_BYTES + records * RECORD_BYTES;
 
@@ -62,7 +69,8 @@ export class Journal {
     this.#records = (shared.byteLength - HEADER_BYTES) / RECORD_BYTES;
     this.#record = {
       kind: 0, reason: 0, detail: 0, id: 0, incarnation: 0, wallMs: 0, durationMs: 0,
-      bytesUp: 0, bytesDown: 0, addresses: new Uint8Array(ADDRESSES_BYTES), text: "",
+      bytesUp: 0, bytesDown: 0, addresses: new Uint8Array(ADDRESSES_BYTES), version: 0, text: "",
+      name: "", user: "",
     };
   }
 
@@ -70,7 +78,7 @@ export class Journal {
   write(
     kind: number, reason: number, detail: number, id: number, incarnation: number,
     wallMs: number, durationMs: number, bytesUp: number, bytesDown: number,
-    addresses: Memory, at: number, text: string,
+    addresses: Memory, at: number, version: number, text: string, name: string, user: string,
   ): boolean {
     const head = this.#words[HEAD]!;
     if (((head - Atomics.load(this.#words, TAIL)) | 0) >= this.#records) return false;
@@ -88,9 +96,11 @@ export class Journal {
     for (let i = 0; i < ADDRESSES_BYTES; i += 4) {
       view.setUint32(start + ADDRESSES + i, addresses.view.getUint32(at + i, true), true);
     }
-    const length = Math.min(text.length, TEXT_MAX);
-    view.setUint8(start + 2, length);
-    for (let i = 0; i < length; i++) this.#bytes[start + TEXT + i] = text.charCodeAt(i);
+    view.setUint8(start + 2, version);
+    let to = start + TEXT;
+    to = this.#writeText(text, to, to + TEXT_MAX);
+    to = this.#writeText(name, to, start + TEXT_END - 1);
+    this.#writeText(user, to, start + TEXT_END);
     Atomics.store(this.#words, HEAD, (head + 1) | 0); // Only now may the reader see it.
     return true;
   }
@@ -129,10 +139,31 @@ export class Journal {
     record.addresses.set(
       this.#bytes.subarray(start + ADDRESSES, start + ADDRESSES + ADDRESSES_BYTES),
     );
-    const length = view.getUint8(start + 2);
-    record.text =
-      length === 0 ? "" : String.fromCharCode(...this.#bytes.slice(start + TEXT, start + TEXT + length));
+    record.version = view.getUint8(start + 2);
+    let from = start + TEXT;
+    record.text = this.#readText(from);
+    from += 1 + this.#bytes[from]!;
+    record.name = this.#readText(from);
+    from += 1 + this.#bytes[from]!;
+    record.user = this.#readText(from);
     Atomics.store(this.#words, TAIL, (tail + 1) | 0);
     return record;
+  }
+
+  /** Answers where it ended. Characters above U+00FF have been made ASCII, or become "?". */
+  #writeText(text: string, to: number, end: number): number {
+    const length = Math.max(0, Math.min(text.length, end - to - 1, 255));
+    this.#bytes[to++] = length;
+    for (let i = 0; i < length; i++) {
+      const code = text.charCodeAt(i);
+      this.#bytes[to++] = code > 255 ? 63 : code;
+    }
+    return to;
+  }
+
+  #readText(from: number): string {
+    const length = this.#bytes[from]!;
+    if (length === 0) return "";
+    return String.fromCharCode(...this.#bytes.slice(from + 1, from + 1 + length));
   }
 }

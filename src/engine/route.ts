@@ -5,13 +5,18 @@
 import { SOCKADDR_SIZE } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Own } from "../policy/own.ts";
+import type { EgressSettings } from "./egress.ts";
 import type { Credentials, Destination, Handshake } from "../protocol/handshake.ts";
 import { HttpConnect } from "../protocol/http-connect.ts";
 import { Socks5Client } from "../protocol/socks5-client.ts";
 
 /** Crosses threads: data only. */
 export interface Settings {
+  /** There is a transparent proxy; else `mode` and `upstream` say nothing. */
+  readonly transparent: boolean;
   readonly mode: "redirect" | "tproxy";
+  /** null: there is no SOCKS server. */
+  readonly egress: EgressSettings | null;
   readonly upstream: {
     readonly kind: "direct" | "socks5" | "http";
     /** Sockaddrs of 16 or 28 bytes, in the order in which they are to be tried. */
@@ -73,6 +78,11 @@ export class Upstream {
     return false;
   }
 }
+
+/** No upstream at all. */
+export const DIRECT: Settings["upstream"] = {
+  kind: "direct", addresses: [], credentials: null, pipelined: false,
+};
 
 /** Family, port and address are the same; flow label and scope do not count. */
 function sameAddress(a: Uint8Array, length: number, b: Uint8Array, at: number): boolean {

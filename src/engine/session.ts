@@ -4,18 +4,20 @@
  *   front ──► dial ──► upstream ──► relay ──► over
  *     │         │          │          └─► reset ──► over
  *     └─────────┴──────────┴──► over
+ *     └─────────┴──► refused ──► over
+ *
+ * A redirected connection is its own front: the kernel knows where it wanted to go. A SOCKS client
+ * says so itself (front.ts), is dialled without an upstream, and told the outcome.
  *
  * A session owns its two sockets and whatever its flows and its handshake have borrowed, and gives
  * everything back when it is over: once, for one reason. Sessions are pooled: the object, its
  * sockets and its row in the tunnel table live on and serve the next tunnel.
  */
 import {
-  AF_INET6, EAGAIN, EINPROGRESS, EINTR, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC, EADDRNOTAVAIL,
-  ETIMEDOUT,
-  IP6T_SO_ORIGINAL_DST, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SIOCOUTQ, SOCKADDR_SIZE, SOCK_CLOEXEC,
-  SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SO_KEEPALIVE, SO_MARK,
-  SO_ERROR, SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_NODELAY,
-  TCP_USER_TIMEOUT,
+  AF_INET6, EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINTR, EMFILE, ENETUNREACH, ENFILE,
+  ENOBUFS, ENOMEM, ENOSPC, ETIMEDOUT, IP6T_SO_ORIGINAL_DST, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR,
+  SIOCOUTQ, SOCKADDR_SIZE, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SO_ERROR, SO_KEEPALIVE,
+  SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
 import { isMapped, portOf } from "../policy/own.ts";
@@ -23,9 +25,14 @@ import type { Failure, Handshake } from "../protocol/handshake.ts";
 import { assert } from "./assert.ts";
 import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES } from "./counters.ts";
 import { type Ending, ending, FINISHED } from "./ending.ts";
+import { NO_SLOT } from "./egress-counters.ts";
 import type { Engine } from "./engine.ts";
+import { type FrontHost, type Outcome, SocksFront, writeSockaddr } from "./front.ts";
 import { ENDED, STARTED } from "./journal.ts";
 import type { Task } from "./loop.ts";
+import type { NameAnswer } from "./names.ts";
+import type { Outgoing } from "./outgoing.ts";
+import type { Racer } from "./racers.ts";
 import { Flow } from "./relay.ts";
 import type { Settings, Upstream } from "./route.ts";
 import { Socket } from "./socket.ts";
@@ -37,20 +44,26 @@ const DIAL = 2;
 const UPSTREAM = 3;
 const RELAY = 4;
 const RESET = 5;
+const REFUSED = 6;
 /** Which phases may follow which. */
 const NEXT: readonly (readonly number[])[] = [
   /* OVER */ [FRONT],
-  /* FRONT */ [DIAL, OVER],
-  /* DIAL */ [UPSTREAM, RELAY, OVER],
+  /* FRONT */ [DIAL, REFUSED, OVER],
+  /* DIAL */ [UPSTREAM, RELAY, REFUSED, OVER],
   /* UPSTREAM */ [RELAY, OVER],
   /* RELAY */ [RESET, OVER],
   /* RESET */ [OVER],
+  /* REFUSED */ [OVER],
 ];
 
 /** The row of a tunnel in the tunnel table. */
-export const ROW_BYTES = 64;
+export const ROW_BYTES = 96;
 const CLIENT = 0;
 const DESTINATION = SOCKADDR_SIZE;
+/** Of the connection to the destination: told to a SOCKS client, and to the log. */
+const SOURCE = 2 * SOCKADDR_SIZE;
+/** Two 32-bit numbers: what the client and the user hold in the table of quotas. */
+export const ROW_QUOTAS = 3 * SOCKADDR_SIZE;
 
 /**
  * Keepalive and TCP_USER_TIMEOUT are set on a tunnel that has lived so long. They work in minutes;
@@ -60,8 +73,20 @@ const TUNE_AFTER_MS = 10_000;
 /** A reset waits for bytes in front of it while the receiver takes some in so long a time. */
 const RESET_STALL_MS = 10_000;
 const RESET_LOOK_MS = 16;
+/** A refused client has so long to read why. */
+const REFUSED_MS = 2000;
+/** RFC 8305 section 5: the next address is tried beside one that has not answered in this time. */
+const RACE_MS = 250;
+/** Tried beside the first, at once. */
+const RACERS_MOST = 3;
+/** Main has its own deadline for a name; this is for the way there and back. */
+const ANSWER_MS = 1000;
+const NO_RACERS: Racer[] = [];
 
-export class Session implements Task, Waiter {
+/** How connections come to a listener: by the firewall, or to be asked. */
+export type Role = "transparent" | "socks";
+
+export class Session implements Task, Waiter, FrontHost {
   readonly #engine: Engine;
   /** Offset of this session's row in engine.rows. */
   readonly row: number;
@@ -77,6 +102,12 @@ export class Session implements Task, Waiter {
   #activeMs = 0;
   #settings!: Settings;
   #upstream!: Upstream;
+  #outgoing!: Outgoing;
+  /** Of a session that has served a SOCKS client; `#fronted`: it serves one now. */
+  #front: SocksFront | null = null;
+  #fronted = false;
+  /** Its deadline is that for a name: it is set once. */
+  #resolving = false;
   #attempt = 0;
   /** The address that the first attempt goes to: another tunnel may change the preferred one. */
   #firstAddress = 0;
@@ -84,11 +115,21 @@ export class Session implements Task, Waiter {
   /** A partial reply of the upstream: #input[0, #inputEnd). */
   #input: Memory | null = null;
   #inputEnd = 0;
-  /** What of a handshake's write the socket did not take: #output[#outputAt, #outputEnd). */
+  /** What of a handshake's write #outputTo did not take: #output[#outputAt, #outputEnd). */
   #output: Memory | null = null;
+  #outputTo!: Socket;
   #outputAt = 0;
   #outputEnd = 0;
   #notedPort = 0;
+  /** Which of the egress addresses the server's socket has. */
+  #slot = NO_SLOT;
+  #racers = NO_RACERS;
+  /** The worst that a dial has met, which is the most telling. */
+  #dialErrno = 0;
+  #dialUntilMs = 0;
+  #waveUntilMs = 0;
+  #why: Ending = FINISHED;
+  #refusalSaid = false;
   #upFinPassed = false;
   #downFinPassed = false;
   #tuned = false;
@@ -114,15 +155,17 @@ export class Session implements Task, Waiter {
   }
 
   /** A connection was accepted; its peer's sockaddr stands in the row. */
-  begin(fd: number): void {
+  begin(fd: number, role: Role): void {
     const engine = this.#engine;
     this.#enter(FRONT);
     this.#id = engine.nextId();
     this.#startedMs = engine.nowMs;
     this.#settings = engine.settings;
-    this.#upstream = engine.upstream;
+    this.#fronted = role === "socks";
+    this.#upstream = this.#fronted ? engine.direct : engine.upstream;
     this.#attempt = 0;
-    this.#firstAddress = engine.upstream.preferred;
+    this.#dialErrno = 0;
+    this.#firstAddress = this.#upstream.preferred;
     this.#upFinPassed = false;
     this.#downFinPassed = false;
     this.#tuned = false;
@@ -131,7 +174,10 @@ export class Session implements Task, Waiter {
     this.client.reset(fd);
     this.#up.reset();
     this.#down.reset();
-    if (!engine.ledger.own(fd, engine.owner)) return this.#end(ending("resources", EMFILE));
+    const owned = engine.ledger.own(fd, engine.owner);
+    if (this.#fronted) return this.#beginFront(owned);
+    if (!owned) return this.#end(ending("resources", EMFILE));
+    this.#outgoing = engine.outgoing;
     const wrong = this.#learnDestination();
     if (wrong !== null) return this.#end(wrong);
     const result = this.client.watch(false);
@@ -144,9 +190,13 @@ export class Session implements Task, Waiter {
 
   turn(): boolean {
     switch (this.#phase) {
+      case FRONT:
+        this.#ask();
+        return this.#relays() && this.#relay();
       case DIAL:
         if (this.#clientLeft()) return false;
-        if (this.server.writable || this.server.broken) this.#greet();
+        if (this.server.fd >= 0 && (this.server.writable || this.server.broken)) this.#greet();
+        if (this.#phase === DIAL && this.#racers.length > 0) this.#lookAtRacers();
         return this.#relays() && this.#relay();
       case UPSTREAM:
         if (this.#clientLeft()) return false;
@@ -157,6 +207,8 @@ export class Session implements Task, Waiter {
       case RESET:
         this.#awaitAcks();
         return false;
+      case REFUSED:
+        return this.#linger();
       default:
         return false; // Ended while it stood in the queue.
     }
@@ -179,7 +231,9 @@ export class Session implements Task, Waiter {
       return this.#askedMs;
     }
     if (nowMs >= this.#dueMs) {
-      if (this.#phase === DIAL) this.#attemptFailed(ETIMEDOUT);
+      if (this.#phase === DIAL) this.#dialDue();
+      else if (this.#phase === FRONT) this.#afterFront(this.#front!.late());
+      else if (this.#phase === REFUSED) this.#end(this.#why);
       else if (this.#phase === UPSTREAM) this.#end(ending("handshake-timeout"));
       else if (this.#phase === RESET) this.#awaitAcks();
     }
@@ -193,7 +247,117 @@ export class Session implements Task, Waiter {
     if (this.#phase !== OVER) this.#end(ending("drain"));
   }
 
-  // ---- front: where did the client want to go?
+  // ---- front: where does a SOCKS client want to go?
+
+  #beginFront(owned: boolean): void {
+    const engine = this.#engine;
+    this.#front ??= new SocksFront(engine, this);
+    const front = this.#front;
+    engine.rows.bytes.fill(0, this.row + DESTINATION, this.row + ROW_BYTES);
+    this.#resolving = false;
+    this.#outgoing = engine.egress!.outgoing;
+    this.#dueMs = this.#askedMs = engine.nowMs + engine.egress!.settings.negotiationMs;
+    const outcome = front.begin(engine.egress!);
+    if (outcome !== "waits") return this.#end(front.why!);
+    const result = owned ? this.client.watch(false) : -EMFILE;
+    if (result < 0) return this.#end(ending("resources", -result));
+    engine.timeouts.start(this, this.#askedMs);
+  }
+
+  #ask(): void {
+    if (this.#output !== null && !this.#flushOutput()) return;
+    this.#afterFront(this.#front!.turn());
+  }
+
+  #afterFront(outcome: Outcome): void {
+    const front = this.#front!;
+    switch (outcome) {
+      case "waits":
+        if (front.asks && this.#clientLeft()) return;
+        if (front.resolves && !this.#resolving) {
+          this.#resolving = true;
+          this.#wait(this.#engine.nowMs + front.egress.settings.dnsMs + ANSWER_MS);
+        }
+        return;
+      case "ready":
+        this.#enter(DIAL);
+        this.#dialUntilMs = this.#engine.nowMs + this.#settings.dialMs;
+        return this.#dialWave();
+      case "refused":
+        return this.#refuse(front.why!);
+      case "over":
+        return this.#end(front.why!);
+    }
+  }
+
+  named(answer: NameAnswer): void {
+    this.#front!.named(answer);
+    this.#engine.loop.enqueue(this);
+  }
+
+  /** Main says whether the password was right. */
+  verdict(id: number, right: boolean): void {
+    if (id !== this.#id || this.#phase !== FRONT) return;
+    this.#front!.verdict(right);
+    this.#engine.loop.enqueue(this);
+  }
+
+  get id(): number {
+    return this.#id;
+  }
+
+  say(length: number): boolean {
+    const { sys, output } = this.#engine;
+    if (this.#output !== null) return this.#addOutput(length);
+    const sent = sys.send(this.client.fd, output, 0, length, MSG_NOSIGNAL);
+    if (sent === length) return true;
+    if (sent < 0 && sent !== -EAGAIN) return false;
+    return this.#keepOutput(this.client, Math.max(0, sent), length) >= 0;
+  }
+
+  keepForTunnel(from: Memory, start: number, end: number): boolean {
+    const buffer = this.#engine.buffers.take();
+    if (buffer === null) return false;
+    buffer.bytes.set(from.bytes.subarray(start, end), 0);
+    this.#up.preload(buffer, 0, end - start);
+    return true;
+  }
+
+  /** The reply is on its way: the client shall be able to read it. */
+  #refuse(why: Ending): void {
+    this.#why = why;
+    this.#refusalSaid = false;
+    this.#closeServer(true);
+    this.#enter(REFUSED);
+    this.#wait(this.#engine.nowMs + REFUSED_MS);
+    this.#linger();
+  }
+
+  /**
+   * FIN behind the reply, and then whatever the client still says is thrown away: if it stood
+   * unread, close(2) would say RST, which overtakes the reply.
+   */
+  #linger(): boolean {
+    const { sys, scratch, limits } = this.#engine;
+    const { client } = this;
+    if (this.#output !== null && !this.#flushOutput()) return false;
+    if (!this.#refusalSaid) {
+      this.#refusalSaid = true;
+      sys.shutdown(client.fd, SHUT_WR);
+    }
+    for (let reads = limits.readsPerTurn; reads > 0; reads--) {
+      if (!client.readable) return false;
+      const got = sys.recv(client.fd, scratch, 0, limits.chunkBytes, 0);
+      if (got === -EAGAIN) client.readable = false;
+      else if (got <= 0 && got !== -EINTR) {
+        this.#end(this.#why);
+        return false;
+      }
+    }
+    return true;
+  }
+
+  // ---- front: where did a redirected client want to go?
 
   #learnDestination(): Ending | null {
     const { sys, rows, own, loops, nowMs } = this.#engine;
@@ -225,36 +389,126 @@ export class Session implements Task, Waiter {
       : sys.getsockopt(this.client.fd, SOL_IP, SO_ORIGINAL_DST, rows, destination, 16);
   }
 
-  // ---- dial: one address of the upstream after the other, or the destination itself
+  // ---- dial: one address after the other; those of a SOCKS client's destination race
 
   #dial(): void {
-    const { sys, rows, ledger, owner, loops } = this.#engine;
+    const { rows, loops } = this.#engine;
     const upstream = this.#upstream;
     const direct = upstream.kind === "direct";
     if (!direct && upstream.addresses.length === 0) return this.#end(ending("no-address"));
-    const at = direct ? this.row + DESTINATION : 0;
-    const chosen = direct
-      ? null
-      : upstream.addresses[(this.#firstAddress + this.#attempt) % upstream.addresses.length]!;
-    const memory = chosen === null ? rows : chosen.memory;
-    const family = memory.bytes[at]!;
-    const length = family === AF_INET6 ? 28 : 16;
-
-    const fd = sys.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    const destination = this.row + DESTINATION;
+    if (this.#fronted) this.#writeCandidate(this.#attempt);
+    const memory = direct
+      ? rows
+      : upstream.addresses[(this.#firstAddress + this.#attempt) % upstream.addresses.length]!.memory;
+    const at = direct ? destination : 0;
+    const fd = this.#outgoing.open(memory, at, rows.bytes, this.row + CLIENT);
     if (fd < 0) return this.#attemptFailed(-fd);
     this.server.reset(fd);
-    if (!ledger.own(fd, owner)) return this.#attemptFailed(EMFILE);
-    let result = sys.setsockopt(fd, SOL_TCP, TCP_NODELAY, 1);
-    if (result >= 0 && this.#settings.mark !== null) {
-      result = sys.setsockopt(fd, SOL_SOCKET, SO_MARK, this.#settings.mark);
-    }
-    if (result < 0) return this.#attemptFailed(-result);
-    result = sys.connect(fd, memory, at, length);
-    if (result < 0 && result !== -EINPROGRESS) return this.#attemptFailed(-result);
-
-    if (direct || loops.suspicious) this.#notedPort = loops.note(fd, memory.bytes, at);
+    this.#slot = this.#outgoing.slot;
+    const noted = this.#fronted ? this.#engine.transparent : direct || loops.suspicious;
+    if (noted) this.#notedPort = loops.note(fd, memory.bytes, at);
     // A connection over loopback stands already, although connect() says EINPROGRESS.
     this.#greet();
+  }
+
+  #writeCandidate(index: number): void {
+    const front = this.#front!;
+    const { bytes } = this.#engine.rows;
+    writeSockaddr(front.candidates[index]!, front.port, bytes, this.row + DESTINATION);
+  }
+
+  /** As many addresses as may race have this share of the time; then it is the next ones' turn. */
+  #dialWave(): void {
+    const { nowMs } = this.#engine;
+    const left = Math.max(0, this.#dialUntilMs - nowMs);
+    const addresses = this.#front!.candidates.length - this.#attempt;
+    this.#waveUntilMs = nowMs + left / Math.ceil(addresses / (1 + RACERS_MOST));
+    this.#waitForRace();
+    this.#dial();
+  }
+
+  #waitForRace(): void {
+    const races = this.#attempt + 1 < this.#front!.candidates.length &&
+      this.#racers.length < RACERS_MOST;
+    const raceMs = races ? this.#engine.nowMs + RACE_MS : Infinity;
+    this.#wait(Math.min(raceMs, this.#waveUntilMs));
+  }
+
+  #dialDue(): void {
+    if (!this.#fronted) return this.#attemptFailed(ETIMEDOUT);
+    if (this.#engine.nowMs >= this.#waveUntilMs) {
+      this.#closeRacers();
+      return this.#attemptFailed(ETIMEDOUT);
+    }
+    this.#race();
+    this.#waitForRace();
+  }
+
+  /** One more address, beside those that have not answered. */
+  #race(): void {
+    const { rows, racers } = this.#engine;
+    const racer = racers.take(this);
+    if (racer === null) return;
+    this.#attempt++;
+    this.#writeCandidate(this.#attempt);
+    const at = this.row + DESTINATION;
+    const fd = this.#outgoing.open(rows, at, rows.bytes, this.row + CLIENT);
+    if (fd < 0) {
+      this.#dialErrno = moreTelling(this.#dialErrno, -fd);
+      return racers.give(racer);
+    }
+    racer.reset(fd);
+    racer.slot = this.#outgoing.slot;
+    racer.candidate = this.#attempt;
+    if (this.#racers === NO_RACERS) this.#racers = [];
+    this.#racers.push(racer);
+    if (racer.watch(true) < 0) this.#dropRacer(racer, ENOMEM);
+    else racer.writable = false;
+  }
+
+  #lookAtRacers(): void {
+    const { sys, output } = this.#engine;
+    for (const racer of [...this.#racers]) {
+      if (this.#phase !== DIAL) return;
+      if (!racer.writable && !racer.broken) continue;
+      const result = sys.send(racer.fd, output, 0, 0, MSG_NOSIGNAL);
+      if (result === -EAGAIN) racer.writable = false;
+      else if (result < 0) this.#dropRacer(racer, -result);
+      else return this.#won(racer);
+    }
+    if (this.#racers.length === 0 && this.server.fd < 0) this.#attemptFailed(this.#dialErrno);
+  }
+
+  #won(racer: Racer): void {
+    this.#closeServer(true);
+    this.#writeCandidate(racer.candidate);
+    this.#slot = racer.slot;
+    const result = this.server.adopt(racer);
+    this.#racers.splice(this.#racers.indexOf(racer), 1);
+    this.#engine.racers.give(racer);
+    this.#closeRacers();
+    if (result < 0) return this.#attemptFailed(-result);
+    this.#connected(0, 0);
+  }
+
+  #dropRacer(racer: Racer, errno: number): void {
+    const { sys, ledger, racers, exits } = this.#engine;
+    if (errno !== 0) {
+      this.#dialErrno = moreTelling(this.#dialErrno, errno);
+      this.#countFailure(racer.slot, errno);
+    }
+    if (racer.slot !== NO_SLOT) exits.ended(racer.slot);
+    sys.setLinger(racer.fd, true, 0);
+    ledger.disown(racer.fd);
+    sys.close(racer.fd);
+    racer.fd = -1;
+    this.#racers.splice(this.#racers.indexOf(racer), 1);
+    racers.give(racer);
+  }
+
+  #closeRacers(): void {
+    while (this.#racers.length > 0) this.#dropRacer(this.#racers[0]!, 0);
   }
 
   /** Sends the first of the handshake. EAGAIN means that the connection does not stand yet. */
@@ -282,11 +536,21 @@ export class Session implements Task, Waiter {
 
   #connected(sent: number, length: number): void {
     const upstream = this.#upstream;
+    if (this.#fronted) return this.#grant();
     if (upstream.kind === "direct") return this.#startRelay();
     upstream.preferred = (this.#firstAddress + this.#attempt) % upstream.addresses.length;
     this.#enter(UPSTREAM);
     this.#wait(this.#engine.nowMs + this.#settings.handshakeMs);
-    if (sent < length) this.#keepOutput(sent, length);
+    if (sent < length) this.#keepOrEnd(sent, length);
+  }
+
+  /** Only now may a SOCKS client be told so, and by which address. */
+  #grant(): void {
+    const { sys, rows } = this.#engine;
+    this.#closeRacers();
+    sys.getsockname(this.server.fd, rows, this.row + SOURCE);
+    if (!this.#front!.reply(0, rows, this.row + SOURCE)) return this.#end(ending("client-left"));
+    this.#startRelay();
   }
 
   /** Registers the upstream's socket, once. */
@@ -303,8 +567,11 @@ export class Session implements Task, Waiter {
   /** The next address, if there is one; else the tunnel is over. */
   #attemptFailed(errno: number): void {
     const engine = this.#engine;
+    if (this.server.fd >= 0) this.#countFailure(this.#slot, errno);
     this.#closeServer(true);
     this.#handshake = null;
+    this.#dialErrno = moreTelling(this.#dialErrno, errno);
+    if (this.#fronted) return this.#candidateFailed(errno);
     if (isShortage(errno)) return this.#end(ending("resources", errno));
     engine.counters[DIAL_FAILURES]!++;
     if (++this.#attempt < this.#upstream.addresses.length && this.#upstream.kind !== "direct") {
@@ -312,6 +579,32 @@ export class Session implements Task, Waiter {
       return this.#dial();
     }
     this.#end(errno === ETIMEDOUT ? ending("dial-timeout", errno) : ending("dial-failed", errno));
+  }
+
+  /** Silence may be the egress address's fault; a refusal is the destination's. */
+  #countFailure(slot: number, errno: number): void {
+    if (slot === NO_SLOT || errno === ECONNREFUSED) return;
+    this.#engine.exits.failed(slot);
+  }
+
+  #candidateFailed(errno: number): void {
+    const front = this.#front!;
+    const shortage = isShortage(errno) && errno !== EADDRNOTAVAIL;
+    if (this.#racers.length > 0 && !shortage) {
+      // Others are on their way; one more takes the place of this one.
+      if (this.#attempt + 1 < front.candidates.length) this.#race();
+      return;
+    }
+    if (!shortage && this.#attempt + 1 < front.candidates.length && this.#engine.nowMs < this.#dialUntilMs) {
+      this.#attempt++;
+      return this.#dialWave();
+    }
+    this.#closeRacers();
+    const worst = shortage ? errno : this.#dialErrno;
+    const why = isShortage(worst) ? ending("resources", worst)
+      : worst === ETIMEDOUT ? ending("dest-timeout") : ending("dest-failed", worst);
+    if (!front.reply(worst, null, 0)) return this.#end(why);
+    this.#refuse(why);
   }
 
   /** This attempt's share of the time that is left for dialling. */
@@ -327,7 +620,13 @@ export class Session implements Task, Waiter {
   #advance(): void {
     const { sys, buffers, scratch } = this.#engine;
     const server = this.server;
-    if (this.#output !== null && !this.#flushOutput()) return;
+    if (this.#output !== null) {
+      if (!this.#flushOutput()) return;
+      // What had come before the write was cut short has waited in #input.
+      const end = this.#inputEnd;
+      this.#inputEnd = 0;
+      this.#feed(this.#input ?? scratch, end);
+    }
     while (server.readable && this.#phase === UPSTREAM && this.#output === null) {
       const into = this.#input ?? scratch;
       const start = this.#inputEnd;
@@ -359,7 +658,7 @@ export class Session implements Task, Waiter {
           if (sent < 0 && sent !== -EAGAIN) return this.#end(ending("upstream-closed", -sent));
           if (sent < step.length) {
             this.#keepInput(into, start, end);
-            if (this.#phase === UPSTREAM) this.#keepOutput(Math.max(0, sent), step.length);
+            if (this.#phase === UPSTREAM) this.#keepOrEnd(Math.max(0, sent), step.length);
             return;
           }
           break;
@@ -410,38 +709,53 @@ export class Session implements Task, Waiter {
     return true;
   }
 
-  #keepOutput(sent: number, length: number): void {
+  /** Keeps output[sent, length) for a socket that would take no more. 0, or -errno. */
+  #keepOutput(to: Socket, sent: number, length: number): Result {
     const { buffers, output } = this.#engine;
-    const result = this.server.awaitWritable();
-    if (result < 0) return this.#end(ending("resources", -result));
+    const result = to.awaitWritable();
+    if (result < 0) return result;
     this.#output = buffers.take();
-    if (this.#output === null) return this.#end(ending("resources", ENOBUFS));
+    if (this.#output === null) return -ENOBUFS;
     this.#output.bytes.set(output.bytes.subarray(sent, length), 0);
+    this.#outputTo = to;
     this.#outputAt = 0;
     this.#outputEnd = length - sent;
+    return 0;
+  }
+
+  #keepOrEnd(sent: number, length: number): void {
+    const result = this.#keepOutput(this.server, sent, length);
+    if (result < 0) this.#end(ending("resources", -result));
+  }
+
+  /** Behind what is kept already. */
+  #addOutput(length: number): boolean {
+    const { buffers, output } = this.#engine;
+    if (this.#outputEnd + length > buffers.bufferBytes) return false;
+    this.#output!.bytes.set(output.bytes.subarray(0, length), this.#outputEnd);
+    this.#outputEnd += length;
+    return true;
   }
 
   /** False while some is left, or when that ended the tunnel. */
   #flushOutput(): boolean {
     const { sys, buffers } = this.#engine;
     const buffer = this.#output!;
+    const to = this.#outputTo;
     while (this.#outputAt < this.#outputEnd) {
-      if (!this.server.writable) return false;
+      if (!to.writable) return false;
       const length = this.#outputEnd - this.#outputAt;
-      const sent = sys.send(this.server.fd, buffer, this.#outputAt, length, MSG_NOSIGNAL);
-      if (sent === -EAGAIN) this.server.writable = false;
+      const sent = sys.send(to.fd, buffer, this.#outputAt, length, MSG_NOSIGNAL);
+      if (sent === -EAGAIN) to.writable = false;
+      else if (sent === -EINTR) continue;
       else if (sent < 0) {
-        this.#end(ending("upstream-closed", -sent));
+        this.#end(to === this.client ? ending("client-reset", -sent) : ending("upstream-closed", -sent));
         return false;
       } else this.#outputAt += sent;
     }
     buffers.give(buffer);
     this.#output = null;
-    // What had come before the write was cut short has waited in #input.
-    const end = this.#inputEnd;
-    this.#inputEnd = 0;
-    this.#feed(this.#input ?? this.#engine.scratch, end);
-    return this.#phase === UPSTREAM;
+    return true;
   }
 
   /**
@@ -452,6 +766,7 @@ export class Session implements Task, Waiter {
     const { client } = this;
     if (!client.finished && !client.broken) return false;
     if (!client.broken) {
+      if (this.#up.held > 0) return false;
       const { sys, scratch } = this.#engine;
       const result = sys.recv(client.fd, scratch, 0, 1, MSG_PEEK);
       if (result > 0 || result === -EAGAIN || result === -EINTR) return false;
@@ -472,6 +787,7 @@ export class Session implements Task, Waiter {
     }
     this.#inputEnd = 0;
     this.#enter(RELAY);
+    if (this.#fronted) this.#engine.socks.begins();
     if (this.#upstream.kind !== "direct") loops.answered();
     this.#activeMs = nowMs;
     this.#wait(Math.min(nowMs + this.#settings.idleMs, this.#startedMs + TUNE_AFTER_MS));
@@ -487,6 +803,8 @@ export class Session implements Task, Waiter {
     const up = this.#up;
     const down = this.#down;
     if (client.urgent || server.urgent) this.#keepUrgentInline();
+    // The end of "granted" that the client has not taken: nothing may stand in front of it.
+    if (this.#output !== null && !this.#flushOutput()) return false;
     let again = false;
     if (server.errno === 0) again = up.pump();
     if (client.errno === 0 && down.pump()) again = true;
@@ -620,8 +938,9 @@ export class Session implements Task, Waiter {
 
   #end(why: Ending): void {
     const engine = this.#engine;
-    const reset = why !== FINISHED;
+    const reset = why !== FINISHED && this.#phase !== REFUSED;
     engine.timeouts.stop(this);
+    if (this.#fronted) this.#endFront(why);
     this.#up.release();
     this.#down.release();
     if (this.#input !== null) engine.buffers.give(this.#input);
@@ -630,6 +949,7 @@ export class Session implements Task, Waiter {
     this.#inputEnd = 0;
     this.#output = null;
     this.#handshake = null;
+    this.#closeRacers();
     this.#closeServer(reset);
     if (reset) engine.sys.setLinger(this.client.fd, true, 0);
     engine.ledger.disown(this.client.fd);
@@ -640,11 +960,24 @@ export class Session implements Task, Waiter {
     engine.ended(this, why);
   }
 
+  #endFront(why: Ending): void {
+    const { socks, nowMs } = this.#engine;
+    this.#front!.end();
+    if (this.#phase !== RELAY && this.#phase !== RESET) return;
+    const ms = nowMs - this.#startedMs;
+    const up = this.#up.bytes;
+    const down = this.#down.bytes;
+    const failed = why.reason === "client-reset" || why.reason === "server-reset";
+    socks.ends(why === FINISHED, ms, up, down, ms, ms, failed && this.client.errno !== 0, failed && this.server.errno !== 0);
+  }
+
   #closeServer(reset: boolean): void {
-    const { sys, ledger, loops } = this.#engine;
+    const { sys, ledger, loops, exits } = this.#engine;
     const { fd } = this.server;
     if (fd < 0) return;
     this.server.fd = -1;
+    if (this.#slot !== NO_SLOT) exits.ended(this.#slot);
+    this.#slot = NO_SLOT;
     // Without SO_LINGER {1,0} close(2) says FIN, and a truncated transfer looks complete.
     if (reset) sys.setLinger(fd, true, 0);
     ledger.disown(fd);
@@ -654,7 +987,11 @@ export class Session implements Task, Waiter {
   }
 
   #journal(kind: number, why: Ending): void {
-    this.#engine.journal(kind, why, this.#id, this.#startedMs, this.#up.bytes, this.#down.bytes, this.row);
+    const front = this.#fronted ? this.#front! : null;
+    this.#engine.journal(
+      kind, why, this.#id, this.#startedMs, this.#up.bytes, this.#down.bytes, this.row,
+      front?.version ?? 0, front?.name ?? "", front?.user ?? "",
+    );
   }
 
   #destination() {
@@ -684,6 +1021,13 @@ export class Session implements Task, Waiter {
 const isShortage = (errno: number): boolean =>
   errno === EMFILE || errno === ENFILE || errno === ENOBUFS || errno === ENOMEM ||
   errno === ENOSPC || errno === EADDRNOTAVAIL;
+
+/** Of what several addresses have said: who answers, even with a refusal, knows most. */
+function moreTelling(a: number, b: number): number {
+  return TELLING.indexOf(b) > TELLING.indexOf(a) || a === 0 ? b : a;
+}
+
+const TELLING: readonly number[] = [ENETUNREACH, ETIMEDOUT, EHOSTUNREACH, ECONNREFUSED];
 
 /** A sockaddr_in6 with a v4-mapped address becomes the sockaddr_in that it means. */
 function unmap(bytes: Uint8Array, at: number): void {

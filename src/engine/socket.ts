@@ -15,7 +15,8 @@ const READING = EPOLLIN | EPOLLRDHUP | EPOLLPRI | EPOLLET;
 export class Socket implements Source {
   readonly #loop: Loop;
   readonly #number: number;
-  readonly #task: Task;
+  /** Who is to run for its events. */
+  task: Task;
   fd = -1;
   readable = false;
   writable = true;
@@ -36,7 +37,7 @@ export class Socket implements Source {
 
   constructor(loop: Loop, task: Task) {
     this.#loop = loop;
-    this.#task = task;
+    this.task = task;
     this.#number = loop.number(this);
   }
 
@@ -71,11 +72,22 @@ export class Socket implements Source {
     return this.#loop.change(this.fd, READING | EPOLLOUT, this.#number);
   }
 
+  /**
+   * Takes over an fd that another has registered: from now on its events are ours. epoll_ctl
+   * reports again what is ready, so nothing is missed. Answers what epoll_ctl does.
+   */
+  adopt(other: Socket): Result {
+    this.reset(other.fd);
+    other.fd = -1;
+    this.watched = true;
+    return this.#loop.change(this.fd, READING, this.#number);
+  }
+
   mark(events: number): Task {
     if ((events & EPOLLIN) !== 0) this.readable = true;
     if ((events & EPOLLOUT) !== 0) this.writable = true;
     if ((events & (EPOLLRDHUP | EPOLLPRI | EPOLLERR | EPOLLHUP)) !== 0) this.#markRare(events);
-    return this.#task;
+    return this.task;
   }
 
   #markRare(events: number): void {

@@ -345,6 +345,10 @@ export class SimulatedKernel implements Syscalls {
     return 0;
   }
 
+  setsockoptBytes(fd: number, level: number, name: number): Result {
+    return this.setsockopt(fd, level, name, 1);
+  }
+
   setsockopt(fd: number, level: number, name: number, value: number): Result {
     this.#enter();
     const { tcp, options } = this.#socket(fd);

@@ -125,6 +125,8 @@ export class World {
     const addresses = this.#drawUpstreams(kind === "direct" ? 0 : random.between(1, 3), calm);
     this.#mayFail = !calm || (this.#scarce && kind !== "direct");
     this.settings = {
+      transparent: true,
+      egress: null,
       mode: random.chance(0.2) ? "tproxy" : "redirect",
       upstream: {
         kind, credentials: this.#login, pipelined: random.chance(0.5),

@@ -14,6 +14,9 @@ import { Admission, admissionBytes } from "../../src/engine/admission.ts";
 import { countersBytes, countersRow, TUNNELS } from "../../src/engine/counters.ts";
 import { REASONS } from "../../src/engine/ending.ts";
 import { Engine, rowsBytes } from "../../src/engine/engine.ts";
+import { egressCountersBytes } from "../../src/engine/egress-counters.ts";
+import { QUOTA_BYTES } from "../../src/engine/quota.ts";
+import { socksCountersBytes } from "../../src/engine/socks-counters.ts";
 import { ENDED, Journal, journalBytes } from "../../src/engine/journal.ts";
 import { Ledger } from "../../src/engine/ledger.ts";
 import type { Source, Task } from "../../src/engine/loop.ts";
@@ -40,6 +43,13 @@ class Bell implements Source, Task {
   }
 }
 
+/** Large, and what one world leaves there is of no account in the next. */
+const COUNTED = {
+  quotas: new SharedArrayBuffer(QUOTA_BYTES),
+  socks: new SharedArrayBuffer(socksCountersBytes(1)),
+  exits: new SharedArrayBuffer(egressCountersBytes(1)),
+};
+
 function play(world: World, endings: Map<string, number>): void {
   const { kernel, limits, settings } = world;
   const shared = {
@@ -47,13 +57,15 @@ function play(world: World, endings: Map<string, number>): void {
     admission: new SharedArrayBuffer(admissionBytes(1)),
     counters: new SharedArrayBuffer(countersBytes(1)),
     loops: new SharedArrayBuffer(LOOPS_BYTES),
+    ...COUNTED,
   };
   const journalMemory = new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS));
   const listener = makeListener(kernel, world);
   const engine = new Engine({
     sys: kernel, clock: () => Math.floor(kernel.now()), wallClock: () => kernel.now(),
-    limits, settings, shared, rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
-    journal: journalMemory, worker: 0, incarnation: 0,
+    limits, settings, shared, worker: 0, incarnation: 0,
+    own: { rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)), journal: journalMemory },
+    ask: () => assert.fail("a question, although nobody speaks SOCKS"), toAscii: (name) => name,
   });
   const admission = new Admission(shared.admission, kernel);
   const bell = new Bell();
@@ -62,7 +74,7 @@ function play(world: World, endings: Map<string, number>): void {
   admission.setEventfd(0, bellFd);
   admission.setLimit(world.tunnelsMax);
   assert.equal(engine.loop.add(bellFd, EPOLLIN, engine.loop.number(bell)), 0);
-  engine.listen(listener);
+  engine.listen(listener, "transparent");
   kernel.unleash();
 
   let [listening, cut, configured] = [true, false, false];

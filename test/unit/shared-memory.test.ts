@@ -42,8 +42,8 @@ test("admission lets in up to the limit, and wakes who waits when one leaves", (
 });
 
 test("a journal gives back what was written, in order, and drops when it is full", () => {
-  const rows = sys.memory(new SharedArrayBuffer(64));
-  for (let i = 0; i < 56; i++) rows.bytes[i] = i;
+  const rows = sys.memory(new SharedArrayBuffer(96));
+  for (let i = 0; i < 84; i++) rows.bytes[i] = i;
   fc.assert(
     fc.property(fc.array(fc.oneof(fc.constant(null), fc.nat(0xffff)), { maxLength: 100 }), (steps) => {
       const shared = new SharedArrayBuffer(journalBytes(8));
@@ -53,9 +53,9 @@ test("a journal gives back what was written, in order, and drops when it is full
         if (id === null) {
           const record = reader.read();
           assert.equal(record?.id, expected.shift());
-          if (record !== null) assert.deepEqual([...record.addresses], [...rows.bytes.subarray(0, 56)]);
+          if (record !== null) assert.deepEqual([...record.addresses], [...rows.bytes.subarray(0, 84)]);
         } else {
-          const written = writer.write(ENDED, 3, -7, id, 2, 1.5, 2.5, 2 ** 40, 5, rows, 0, "why");
+          const written = writer.write(ENDED, 3, -7, id, 2, 1.5, 2.5, 2 ** 40, 5, rows, 0, 5, "why", "name", "user");
           assert.equal(written, expected.length < 8);
           if (written) expected.push(id);
         }
@@ -66,22 +66,24 @@ test("a journal gives back what was written, in order, and drops when it is full
 
 test("a journal record keeps every field", () => {
   const shared = new SharedArrayBuffer(journalBytes(2));
-  const rows = sys.memory(64);
+  const rows = sys.memory(96);
   const journal = new Journal(shared);
-  journal.write(ENDED, 4, -104, 0xffffffff, 9, 1_700_000_000_000.25, 12.5, 2 ** 50, 3, rows, 8, "x".repeat(500));
-  const { addresses, text, ...record } = journal.read()!;
+  journal.write(ENDED, 4, -104, 0xffffffff, 9, 1_700_000_000_000.25, 12.5, 2 ** 50, 3, rows, 8, 4, "x".repeat(500), "n".repeat(253), "\u00e4b\u4e2d");
+  const { addresses, text, name, user, ...record } = journal.read()!;
   assert.deepEqual(record, {
     kind: ENDED, reason: 4, detail: -104, id: 0xffffffff, incarnation: 9, wallMs: 1_700_000_000_000.25,
-    durationMs: 12.5, bytesUp: 2 ** 50, bytesDown: 3,
+    durationMs: 12.5, bytesUp: 2 ** 50, bytesDown: 3, version: 4,
   });
+  assert.equal(name, "n".repeat(253));
+  assert.equal(user, "\u00e4b?");
   assert.ok(text.length > 50 && text.length < 192 && /^x+$/.test(text));
 });
 
 test("a sleeping reader is told once, and never sleeps over a record", () => {
   const shared = new SharedArrayBuffer(journalBytes(4));
-  const rows = sys.memory(64);
+  const rows = sys.memory(96);
   const [writer, reader] = [new Journal(shared), new Journal(shared)];
-  const write = () => writer.write(ENDED, 0, 0, 1, 0, 0, 0, 0, 0, rows, 0, "");
+  const write = () => writer.write(ENDED, 0, 0, 1, 0, 0, 0, 0, 0, rows, 0, 0, "", "", "");
   assert.equal(writer.shouldWakeReader(), false);
   assert.equal(reader.sleep(), true);
   assert.equal(writer.shouldWakeReader(), false, "nothing written");
@@ -96,10 +98,10 @@ test("a journal's count may wrap", () => {
   const words = new Int32Array(shared);
   words[0] = 0x7ffffffe;
   words[1] = 0x7ffffffe;
-  const rows = sys.memory(64);
+  const rows = sys.memory(96);
   const journal = new Journal(shared);
   for (let id = 1; id <= 20; id++) {
-    assert.ok(journal.write(ENDED, 0, 0, id, 0, 0, 0, 0, 0, rows, 0, ""));
+    assert.ok(journal.write(ENDED, 0, 0, id, 0, 0, 0, 0, 0, rows, 0, 0, "", "", ""));
     assert.equal(journal.read()!.id, id);
   }
 });

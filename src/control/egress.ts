@@ -1,0 +1,262 @@
+/**
+ * What the SOCKS server needs of the main thread: names, passwords, and which of its addresses it
+ * may leave by. An address is in use while the host has it, no block list names it, and it works.
+ */
+import {
+  EADDRNOTAVAIL, SOCK_CLOEXEC, SOCK_STREAM,
+} from "../../native-bindings/constants.ts";
+import type { Syscalls } from "../../native-bindings/syscalls.ts";
+import type { Config, EgressConfig } from "../config/config.ts";
+import { textOf } from "../config/endpoint.ts";
+import type { EgressReader } from "../engine/egress-counters.ts";
+import type { EgressSettings } from "../engine/egress.ts";
+import type { Answer, Question } from "../engine/engine.ts";
+import { writeSockaddr } from "../engine/front.ts";
+
+/** What the verdicts of policy/access.ts are called, besides the names of [[rules]]. */
+const DENIALS = [
+  "allow_from", "allow_sites", "deny_sites", "allow_ports", "deny_ports", "deny_networks",
+  "loopback", "link-local", "private", "own-address", "special",
+] as const;
+import type { EgressAddress } from "../policy/egress.ts";
+import { Dnsbl } from "./dnsbl.ts";
+import type { Log } from "./log.ts";
+import { Names } from "./names.ts";
+import type { EgressHealth } from "./socks-metrics.ts";
+import { parseSecret, Users } from "./users.ts";
+
+/** Addresses of the host come and go seldom. */
+const LOOK_TICKS = 10;
+/** Of the dials of one address in a window; fewer say nothing. */
+const DIALS_MIN = 30;
+const WINDOW_TICKS = 30;
+/** It is out when so many of its dials got no answer, while of the others' no more than... */
+const FAILED_SHARE = 0.9;
+const OTHERS_SHARE = 0.5;
+/** ...and comes back after so long, to be judged anew. */
+const OUT_TICKS = 60;
+
+export interface EgressOptions {
+  readonly sys: Syscalls;
+  readonly log: Log;
+  readonly counters: EgressReader;
+  /** Workers must be told: other addresses are in use. */
+  readonly onChange: () => void;
+}
+
+interface Exit {
+  readonly address: EgressAddress;
+  readonly text: string;
+  present: boolean;
+  listed: boolean;
+  /** Out until this tick. */
+  outUntil: number;
+  opened: number;
+  failed: number;
+}
+
+export class EgressControl {
+  readonly #options: EgressOptions;
+  readonly names: Names;
+  #config: EgressConfig | null = null;
+  #timeouts: Config["timeouts"] | null = null;
+  #mark: number | null = null;
+  #users = new Users(new Map());
+  #exits: Exit[] = [];
+  #slots: readonly number[] = [];
+  #ruleSlots: EgressSettings["ruleSlots"] = [];
+  #dnsbl: Dnsbl | null = null;
+  #ticks = 0;
+  #usable = "";
+  #health: ReadonlyMap<string, EgressHealth> = new Map();
+
+  constructor(options: EgressOptions) {
+    this.#options = options;
+    this.names = new Names({ deadlineMs: 5000, log: options.log });
+  }
+
+  /** How the address does; null: it is not in the configuration any more. */
+  health(address: string): EgressHealth | null {
+    return this.#health.get(address) ?? null;
+  }
+
+  /** Takes on another configuration; what it keeps is not asked for again. */
+  configure(config: Config): void {
+    const { log, counters } = this.#options;
+    const egress = config.egress;
+    this.#config = egress;
+    this.#timeouts = config.timeouts;
+    this.#mark = config.mark;
+    this.names.deadlineMs = config.timeouts.dnsMs;
+    this.#users = new Users(
+      new Map((egress?.users ?? []).map(({ name, secret }) => [name, parseSecret(secret)!])),
+    );
+    const before = new Map(this.#exits.map((exit) => [exit.text, exit]));
+    this.#exits = (egress?.addresses ?? []).map((address) => {
+      const text = addressText(address);
+      const old = before.get(text);
+      const fresh = { present: true, listed: false, outUntil: 0, opened: 0, failed: 0 };
+      return { ...fresh, ...old, address, text };
+    });
+    this.#slots = counters.addressSlots(this.#exits.map(({ text }) => text));
+    const rules = [...DENIALS, ...(egress?.access.rules ?? []).map(({ name }) => name)];
+    this.#ruleSlots = counters.ruleSlots(rules).map((slot, i) => ({ rule: rules[i]!, slot }));
+    this.#look();
+    this.#dnsbl?.close();
+    this.#dnsbl = null;
+    if (egress !== null && egress.dnsbl.domains.length > 0 && this.#exits.length > 0) {
+      const { domains, intervalMs } = egress.dnsbl;
+      const exits = this.#exits;
+      this.#dnsbl = new Dnsbl({
+        domains,
+        intervalMs,
+        log,
+        addresses: exits.map(({ address }) => address.bytes),
+        onChange: (listed) => {
+          for (const [i, exit] of exits.entries()) exit.listed = listed.has(i);
+          this.#tell();
+        },
+      });
+      this.#dnsbl.start();
+    }
+    this.#judged();
+  }
+
+  close(): void {
+    this.#dnsbl?.close();
+    this.names.close();
+  }
+
+  settings(): EgressSettings | null {
+    const config = this.#config;
+    const timeouts = this.#timeouts;
+    if (config === null || timeouts === null) return null;
+    const usable = this.#isUsable();
+    return {
+      access: config.access,
+      login: config.users.length > 0,
+      proxyProtocolFrom: config.proxyProtocolFrom,
+      perClient: { most: config.maxPerClient, perSecond: config.ratePerClient },
+      perUser: { most: config.maxPerUser, perSecond: config.ratePerUser },
+      outgoing: {
+        mark: this.#mark,
+        iface: config.iface,
+        affinity: config.affinity,
+        addresses: this.#exits.map(({ address }, i) => ({
+          address, slot: this.#slots[i]!, usable: usable[i]!,
+        })),
+      },
+      ruleSlots: this.#ruleSlots,
+      negotiationMs: timeouts.negotiationMs,
+      dnsMs: timeouts.dnsMs,
+    };
+  }
+
+  /** Never rejects. */
+  async answer(question: Question): Promise<Answer> {
+    if (question.kind === "name") {
+      const { name } = question;
+      return { kind: "name", name, answer: await this.names.resolve(name) };
+    }
+    const { row, id, user, password } = question;
+    return { kind: "login", row, id, right: await this.#users.verify(user, password) };
+  }
+
+  /** To be called once a second. */
+  tick(): void {
+    this.#ticks++;
+    if (this.#exits.length === 0) return;
+    if (this.#ticks % WINDOW_TICKS === 0) this.#judge();
+    if (this.#ticks % LOOK_TICKS === 0) this.#look();
+    this.#tell();
+  }
+
+  #tell(): void {
+    if (this.#judged()) this.#options.onChange();
+  }
+
+  /** True if other addresses are in use than before. */
+  #judged(): boolean {
+    const before = this.#usable;
+    const usable = this.#isUsable();
+    this.#usable = usable.join();
+    this.#health = new Map(
+      this.#exits.map(({ text, listed }, i) => [text, { usable: usable[i]!, listed }]),
+    );
+    return this.#usable !== before;
+  }
+
+  #isUsable(): boolean[] {
+    const whenMost = this.#config?.dnsbl.whenMostListed;
+    const present = this.#exits.filter((exit) => exit.present);
+    const listed = present.filter((exit) => exit.listed).length;
+    const ignoreLists = whenMost === "use-all" && listed > present.length - listed;
+    const clean = (exit: Exit) => exit.present && (ignoreLists || !exit.listed);
+    // Where all are out, it is not the addresses that do not work.
+    const works = (exit: Exit) => exit.outUntil <= this.#ticks;
+    const allOut = !this.#exits.some((exit) => clean(exit) && works(exit));
+    return this.#exits.map((exit) => clean(exit) && (allOut || works(exit)));
+  }
+
+  /** Which addresses does the host have? A bind tells, also of addresses on no interface. */
+  #look(): void {
+    const { sys, log } = this.#options;
+    const memory = sys.memory(28);
+    for (const exit of this.#exits) {
+      const { bytes, prefix } = exit.address;
+      if (prefix < bytes.length * 8) continue; // Bound with IP_FREEBIND.
+      writeSockaddr(bytes, 0, memory.bytes, 0);
+      const fd = sys.socket(memory.bytes[0]!, SOCK_STREAM | SOCK_CLOEXEC, 0);
+      if (fd < 0) return;
+      const present = sys.bind(fd, memory, 0, bytes.length === 4 ? 16 : 28) !== -EADDRNOTAVAIL;
+      sys.close(fd);
+      if (present === exit.present) continue;
+      exit.present = present;
+      if (present) log.info("an egress address is on this host again", { address: exit.text });
+      else
+        log.warning("an egress address is not on this host and is not used", {
+          address: exit.text,
+          remedy: `ip address add ${exit.text} dev INTERFACE, or take it out of outgoing.addresses`,
+        });
+    }
+  }
+
+  /** Which addresses get no answers, where the others do? */
+  #judge(): void {
+    const { counters, log } = this.#options;
+    const counts = new Map(counters.addresses().map((each) => [each.address, each]));
+    const window = this.#exits.map((exit) => {
+      const { opened = 0, failed = 0 } = counts.get(exit.text) ?? {};
+      const delta = { exit, opened: opened - exit.opened, failed: failed - exit.failed };
+      exit.opened = opened;
+      exit.failed = failed;
+      return delta;
+    });
+    const opened = window.reduce((sum, each) => sum + each.opened, 0);
+    const failed = window.reduce((sum, each) => sum + each.failed, 0);
+    for (const each of window) {
+      const { exit } = each;
+      const others = (failed - each.failed) / Math.max(1, opened - each.opened);
+      const enough = each.opened >= DIALS_MIN && opened - each.opened >= DIALS_MIN;
+      const bad = enough && each.failed / each.opened >= FAILED_SHARE && others <= OTHERS_SHARE;
+      const was = exit.outUntil > this.#ticks - WINDOW_TICKS && exit.outUntil > 0;
+      if (bad) {
+        exit.outUntil = this.#ticks + OUT_TICKS;
+        log.warning("an egress address gets no answers and is not used for a while", {
+          address: exit.text, dials: each.opened, failed: each.failed, seconds: OUT_TICKS,
+        });
+      } else if (was && exit.outUntil <= this.#ticks) {
+        exit.outUntil = 0;
+        log.info("an egress address is tried again", { address: exit.text });
+      }
+    }
+  }
+}
+
+/** "192.0.2.1", "2001:db8::1", "2001:db8:1::/64". */
+export function addressText({ bytes, prefix }: EgressAddress): string {
+  const sockaddr = new Uint8Array(28);
+  writeSockaddr(bytes, 0, sockaddr, 0);
+  const host = textOf(sockaddr, 0).replace(/:0$/, "").replace(/^\[|\]$/g, "");
+  return prefix < bytes.length * 8 ? `${host}/${prefix}` : host;
+}

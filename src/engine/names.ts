@@ -1,0 +1,71 @@
+/**
+ * What the names mean that clients of this worker ask for. Main resolves; a worker keeps the
+ * answers for as long as they hold, so that a known name crosses no thread, and sessions that wait
+ * for the same name wait for one answer. Bounded: the oldest name goes when there are too many.
+ */
+import type { Task } from "./loop.ts";
+
+const NAMES_MAX = 4096;
+
+/** Plain data: main sends it. */
+export interface NameAnswer {
+  /** 4 or 16 bytes each, in the order in which they are to be tried. */
+  readonly addresses: readonly Uint8Array[];
+  readonly ttlMs: number;
+  readonly failure: null | "not-found" | "failed" | "timeout";
+}
+
+/** Someone who waits for a name. */
+export interface Asker extends Task {
+  named(answer: NameAnswer): void;
+}
+
+interface Known {
+  readonly answer: NameAnswer;
+  readonly untilMs: number;
+}
+
+export class NameCache {
+  readonly #ask: (name: string) => void;
+  readonly #known = new Map<string, Known>();
+  readonly #waiting = new Map<string, Set<Asker>>();
+
+  /** `ask` sends a question to main, which answers each exactly once, by answer(). */
+  constructor(ask: (name: string) => void) {
+    this.#ask = ask;
+  }
+
+  /** Names that are being asked for. */
+  get asked(): number {
+    return this.#waiting.size;
+  }
+
+  /** The answer if it is known; null: the asker will be told, unless it forgets the name before. */
+  lookup(name: string, asker: Asker, nowMs: number): NameAnswer | null {
+    const known = this.#known.get(name);
+    if (known !== undefined && nowMs < known.untilMs) return known.answer;
+    const waiting = this.#waiting.get(name);
+    if (waiting !== undefined) waiting.add(asker);
+    else {
+      this.#waiting.set(name, new Set([asker]));
+      this.#ask(name);
+    }
+    return null;
+  }
+
+  /** Who does not wait any more. The question stands: its answer will serve the next. */
+  forget(name: string, asker: Asker): void {
+    this.#waiting.get(name)?.delete(asker);
+  }
+
+  answer(name: string, answer: NameAnswer, nowMs: number): void {
+    this.#known.delete(name); // So that it is the youngest.
+    if (answer.ttlMs > 0) {
+      if (this.#known.size >= NAMES_MAX) this.#known.delete(this.#known.keys().next().value!);
+      this.#known.set(name, { answer, untilMs: nowMs + answer.ttlMs });
+    }
+    const waiting = this.#waiting.get(name);
+    this.#waiting.delete(name);
+    if (waiting !== undefined) for (const asker of waiting) asker.named(answer);
+  }
+}
