@@ -3,7 +3,7 @@
  */
 import type { AST } from "toml-eslint-parser";
 import type { Rule } from "../policy/access.ts";
-import { alternatives, nearest, quoted } from "./problem.ts";
+import { nearest, quoted } from "./problem.ts";
 import { RULE_SETTINGS, type RuleValues, type Setting } from "./settings.ts";
 import { folded, foundText, keyText, namesOf, tomlValue } from "./toml.ts";
 import { read } from "./value.ts";
@@ -109,7 +109,8 @@ export class RuleList {
     const missing = ["name", "action"].filter((key) => !lines.has(key));
     if (missing.length > 0) {
       const examples = missing.map((key) => `${key} = ${ROWS.get(key)!.example}`);
-      this.#problem(line, "rules", `${missing.join(" and ")} missing; for example: ${alternatives(examples).replace(" or ", " and ")}`);
+      const what = missing.join(" and ");
+      this.#problem(line, "rules", `${what} missing; for example: ${examples.join(" and ")}`);
     }
     this.#rules.push({ values, line, lines });
   }
