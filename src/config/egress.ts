@@ -2,10 +2,11 @@
  * What [incoming], [outgoing], [users] and [[rules]] come to: an EgressConfig, and what is to be
  * said of one that works and is probably not meant.
  */
+import { domainToASCII } from "node:url";
 import type { Rule } from "../policy/access.ts";
+import { siteOf } from "../policy/name.ts";
 import type { EgressConfig, ListenAddress } from "./config.ts";
 import { portOf } from "./endpoint.ts";
-import { isSite } from "./items.ts";
 import { listenOn } from "./listen.ts";
 import { quoted } from "./problem.ts";
 import { parseSecret } from "./secret.ts";
@@ -138,9 +139,10 @@ export function egressWarnings(
 
 /** Sites that no request can have, which the predecessor took all the same. */
 function siteWarnings(sites: readonly string[]): string[] {
-  return sites
-    .filter((site) => !isSite(site))
-    .map((site) => `${quoted(site)} fits no request: it is no name`);
+  return sites.flatMap((text) => {
+    const site = siteOf(text, domainToASCII);
+    return site.kind === "bad" ? [`${quoted(text)} fits no request: ${site.why}`] : [];
+  });
 }
 
 /** Nobody is kept out: neither by address, nor by password, nor by a last rule that denies all. */

@@ -5,6 +5,7 @@ import { domainToASCII } from "node:url";
 import type { AST } from "toml-eslint-parser";
 import type { PortRange } from "../policy/access.ts";
 import type { EgressAddress } from "../policy/egress.ts";
+import { normalisedSite } from "../policy/name.ts";
 import type { Network } from "../policy/network.ts";
 import { addressText, rangeOf, socketAddress } from "./endpoint.ts";
 import { hostFault } from "./listen.ts";
@@ -31,7 +32,7 @@ export const ITEM_READERS: { readonly [I in Item]: Reader<unknown> } = {
     if (typeof network === "string") return fail(network);
     return { bytes: network.bytes, prefix: network.prefix };
   }),
-  site: text((written) => normalisedSite(written)),
+  site: text((written) => normalisedSite(written, domainToASCII)),
   port: (node, fail) => readPorts(node, fail),
   source: (node, fail) => readSource(node, fail),
   ip: text(readHost),
@@ -45,18 +46,6 @@ export const ITEM_READERS: { readonly [I in Item]: Reader<unknown> } = {
     return wrong === null ? written : fail(`, which ${wrong}`);
   }),
 };
-
-/** Until policy/name.ts is there, which does it for names that clients ask for as well. */
-function normalisedSite(written: string): string {
-  const below = written.startsWith(".") ? "." : "";
-  const name = written.slice(below.length).replace(/\.$/, "");
-  return below + (domainToASCII(name) || name);
-}
-
-/** What can be no name that a client asks for. */
-export function isSite(site: string): boolean {
-  return /^(?:\.?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*|\[[0-9a-f:.]+\])?$/.test(site);
-}
 
 /** An address to listen on, without a port; a wildcard of either family is "::". */
 export function readHost(written: string, fail: Fail): string | undefined {

@@ -9,6 +9,7 @@ import { type Parsed, parseConfig } from "../../src/config/parse.ts";
 import { problemText } from "../../src/config/problem.ts";
 import { parseRate } from "../../src/config/quantity.ts";
 import { RULE_SETTINGS, type Setting, settingsMarkdown, USER_SETTING } from "../../src/config/settings.ts";
+import { Access } from "../../src/policy/access.ts";
 import type { Network } from "../../src/policy/network.ts";
 
 const HASH = `scrypt:16384:8:1:${"A".repeat(22)}==:${"B".repeat(43)}=`;
@@ -104,6 +105,14 @@ test("a usocksd.toml means what it meant", () => {
   ]);
   assert.deepEqual(dnsbl.domains, ["zen.spamhaus.org"]);
   assert.equal(iface, null);
+  const rules = new Access(access, []);
+  const client = (text: string) => ({ bytes: addressBytes(text)!, at: 0, length: 4 as const, user: null });
+  const admits = (text: string): boolean => rules.admits(client(text));
+  assert.deepEqual(["10.1.32.4", "192.168.1.1", "12.34.56.78"].map(admits), [true, true, false]);
+  const goes = (name: string, port = 443): boolean =>
+    rules.judge(client("10.1.32.4"), name, port, Uint8Array.of(203, 0, 113, 9), 0, 4).allowed;
+  assert.deepEqual(["www.amazon.com", "www.google.com", "bad.google.com", "www.2ch.net"].map((name) => goes(name)), [true, true, false, false]);
+  assert.deepEqual([goes("www.amazon.com", 25), goes("www.amazon.com", 443), goes("")], [false, true, false]);
   // Empty texts were the absence of a value, and case did not count in keys.
   assert.deepEqual(egress('[Outgoing]\nIface = ""\nDNSBL_Domain = ""'), egress("[outgoing]"));
 });
@@ -445,7 +454,8 @@ test("other warnings", () => {
   assert.deepEqual(warned(`${CLOSED}[outgoing]\naddresses = ["192.0.2.1", "2001:db8::/64"]\ndnsbl_domain = "zen.example"`), [
     "t:6: outgoing.dnsbl_domain: single addresses are looked up, the IPv6 networks in addresses are not",
   ]);
-  const sites = `${CLOSED}[outgoing]\ndeny_sites = ["10.0.0.1", "*.example.com", ".2001:db8::1"]\n[[rules]]\nname = "x"\naction = "deny"\nsites = ["[::1]", "ok.example", "a b"]`;
+  const sites = `${CLOSED}[outgoing]\ndeny_sites = ["10.0.0.1", "0x7f.1", "*.example.com", ".2001:db8::1"]\n[[rules]]\nname = "x"\naction = "deny"\nsites = ["[::1]", "ok.example", "a b"]`;
+  assert.deepEqual(egress(sites).access.denySites.slice(0, 2), ["10.0.0.1", "127.0.0.1"]);
   assert.deepEqual(warned(sites).map((line) => line.replace(/(request: ).*/, "$1...")), [
     't:5: outgoing.deny_sites: "*.example.com" fits no request: ...', 't:5: outgoing.deny_sites: ".2001:db8::1" fits no request: ...',
     't:6: rules: "x": "a b" fits no request: ...',
