@@ -123,6 +123,11 @@ export class SocksFront {
     return this.#phase === VERIFY || this.#phase === RESOLVE;
   }
 
+  /** Of what the client has said some is still to be read: it has not left without a word. */
+  get holds(): boolean {
+    return this.#partial.length > 0;
+  }
+
   get resolves(): boolean {
     return this.#phase === RESOLVE;
   }

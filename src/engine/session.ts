@@ -273,7 +273,7 @@ export class Session implements Task, Waiter, FrontHost {
     const front = this.#front!;
     switch (outcome) {
       case "waits":
-        if (front.asks && this.#clientLeft()) return;
+        if (front.asks && !front.holds && this.#clientLeft()) return;
         if (front.resolves && !this.#resolving) {
           this.#resolving = true;
           this.#wait(this.#engine.nowMs + front.egress.settings.dnsMs + ANSWER_MS);
