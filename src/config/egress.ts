@@ -4,6 +4,7 @@
  */
 import { domainToASCII } from "node:url";
 import type { Rule } from "../policy/access.ts";
+import type { EgressAddress } from "../policy/egress.ts";
 import { siteOf } from "../policy/name.ts";
 import type { EgressConfig, ListenAddress } from "./config.ts";
 import { portOf } from "./endpoint.ts";
@@ -60,7 +61,7 @@ export function assembledEgress(
     ratePerUser: values["incoming.rate_per_user"],
     iface,
     // The predecessor's choice, though it did not say so.
-    addresses: iface === null ? values["outgoing.addresses"] : [],
+    addresses: iface === null ? merged(values["outgoing.addresses"]) : [],
     affinity: values["outgoing.affinity"],
     dnsbl: {
       domains: values["outgoing.dnsbl_domain"],
@@ -69,6 +70,17 @@ export function assembledEgress(
     },
     users,
   };
+}
+
+/** For usocksd an address that stood twice had twice the share: so it is here. */
+function merged(addresses: readonly EgressAddress[]): EgressAddress[] {
+  const byText = new Map<string, EgressAddress>();
+  for (const address of addresses) {
+    const key = `${address.bytes.join()}/${address.prefix}`;
+    const weight = address.weight + (byText.get(key)?.weight ?? 0);
+    byText.set(key, { ...address, weight });
+  }
+  return [...byText.values()];
 }
 
 /** Two listeners that cannot both be: the addresses as texts, or null. */
@@ -120,6 +132,9 @@ export function egressWarnings(
   }
   if (egress.iface !== null && values["outgoing.addresses"].length > 0) {
     warn("outgoing.addresses", "is not used: connections leave by iface, and the kernel chooses the address");
+  }
+  if (egress.addresses.length < values["outgoing.addresses"].length && egress.iface === null) {
+    warn("outgoing.addresses", "names an address more than once: it has the weights of all of them together");
   }
   if (egress.dnsbl.domains.length > 0) {
     if (egress.addresses.length === 0) {

@@ -2,9 +2,7 @@
  * A value of the file as the row in settings.ts wants it, or what is wrong with it.
  */
 import type { AST } from "toml-eslint-parser";
-import type { EgressAddress } from "../policy/egress.ts";
 import type { ListenAddress } from "./config.ts";
-import { addressText } from "./endpoint.ts";
 import { ITEM_READERS, readHost } from "./items.ts";
 import { parseListen } from "./listen.ts";
 import { nearest, quoted } from "./problem.ts";
@@ -130,9 +128,8 @@ function readList(
     const key = uniqueText(setting.of, item);
     if (key === null) continue;
     const other = writtenIn.get(key);
-    const hint = setting.of === "source" ? "; for a greater share give it a weight" : "";
     const places = other === line ? "" : `, in line ${other} and in line ${line}`;
-    if (other !== undefined) fail(`${key} is given twice${places}${hint}`);
+    if (other !== undefined) fail(`${key} is given twice${places}`);
     writtenIn.set(key, line);
   }
   return sound ? items : undefined;
@@ -140,10 +137,7 @@ function readList(
 
 /** By what an item may stand in its array only once. null: as often as one likes. */
 function uniqueText(of: string, item: unknown): string | null {
-  if (of === "ip" || of === "zone") return item as string;
-  if (of !== "source") return null;
-  const { bytes, prefix } = item as EgressAddress;
-  return prefix === bytes.length * 8 ? addressText(bytes) : `${addressText(bytes)}/${prefix}`;
+  return of === "ip" || of === "zone" ? (item as string) : null;
 }
 
 function readListen(

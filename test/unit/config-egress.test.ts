@@ -325,8 +325,6 @@ const BAD: readonly [string, ...string[]][] = [
   ...["a/b", "a b", ".", "..", "eth0:1"].map((name): [string, string] => [
     `[outgoing]\niface = "${name}"`, `t:3: outgoing.iface: found "${name}"; allowed: the name of an interface, of at most 15 bytes, or "" for none`,
   ]),
-  ['[outgoing]\naddresses = ["192.0.2.1", { address = "192.0.2.1", weight = 2 }]', "t:3: outgoing.addresses: 192.0.2.1 is given twice; for a greater share give it a weight"],
-  ['[outgoing]\naddresses = ["2001:db8::/64", "2001:DB8:0::/64"]', "t:3: outgoing.addresses: 2001:db8::/64 is given twice; for a greater share give it a weight"],
   ['[outgoing]\naddresses = [{ address = "192.0.2.1", weight = 0 }]', `t:3: outgoing.addresses: found a table in the array whose weight is 0 and not a number from 0.001 to 1000; allowed: ${SOURCE}`],
   ...["-1", "1001", "nan", "inf", '"2"'].map((weight): [string, string] => [
     `[outgoing]\naddresses = [{ address = "192.0.2.1", weight = ${weight} }]`, `t:3: outgoing.addresses: found a table in the array whose weight is ${weight} and not a number from 0.001 to 1000; allowed: ${SOURCE}`,
@@ -451,6 +449,11 @@ test("other warnings", () => {
     "t:7: outgoing.dnsbl_domain: has nothing to look up: connections leave by no addresses of [outgoing] addresses",
   ]);
   assert.deepEqual([egress(both).iface, egress(both).addresses], ["tun0", []]);
+  const twice = `${CLOSED}[outgoing]\naddresses = ["192.0.2.1", "192.0.2.2", { address = "192.0.2.1", weight = 2 }]`;
+  assert.deepEqual(warned(twice), [
+    "t:5: outgoing.addresses: names an address more than once: it has the weights of all of them together",
+  ]);
+  assert.deepEqual(egress(twice).addresses.map(({ weight }) => weight), [3, 1]);
   assert.deepEqual(warned(`${CLOSED}[outgoing]\naddresses = ["192.0.2.1", "2001:db8::/64"]\ndnsbl_domain = "zen.example"`), [
     "t:6: outgoing.dnsbl_domain: single addresses are looked up, the IPv6 networks in addresses are not",
   ]);
