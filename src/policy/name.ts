@@ -69,21 +69,15 @@ export function literalOf(site: string): Uint8Array | null {
   return target.kind === "address" ? target.bytes : null;
 }
 
-const UTF8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
+const UTF8 = new TextDecoder();
+const NO_UTF8 = "\ufffd";
 
 function targetOfUtf8(bytes: Uint8Array, start: number, end: number, toAscii: ToAscii): Target {
-  let text: string;
-  try {
-    // A copy: the decoder takes no memory that threads share.
-    text = UTF8.decode(new Uint8Array(bytes.subarray(start, end)));
-  } catch {
-    return bad("it is neither ASCII nor UTF-8");
-  }
-  return targetOfText(text, toAscii);
+  const text = UTF8.decode(bytes.subarray(start, end));
+  return text.includes(NO_UTF8) ? bad("it is neither ASCII nor UTF-8") : targetOfText(text, toAscii);
 }
 
 function targetOfText(text: string, toAscii: ToAscii): Target {
-  if (text.length > BYTES_MAX) return TOO_LONG;
   if (isAscii(text)) return targetOfAscii(text.toLowerCase());
   // Before it is converted: a converter made for URLs would take "/", "?" or "%" as more than a name.
   for (const character of text) {
