@@ -58,7 +58,6 @@ export function missing(name: SubjectName): string | null {
   if (name.startsWith("transplice") && !existsSync(`${ROOT}dist/src/main.js`)) {
     return "dist/src/main.js is not there: npm run build";
   }
-  if (name === "transplice-egress" || name === "transplice-chain") return "not there yet";
   const fromDebian = DEBIAN.get(name)?.package;
   if (fromDebian !== undefined && programPath(name) === null) return `not installed: apt install ${fromDebian}`;
   const lacking = name.split("+").find((part) => part in GO_PEERS && !existsSync(`${BIN}${part}`));
