@@ -38,9 +38,11 @@ export const EHOSTUNREACH = 113;
 export const EINPROGRESS = 115;
 
 // socket(2), ip(7), ipv6(7)
+export const AF_UNIX = 1;
 export const AF_INET = 2;
 export const AF_INET6 = 10;
 export const SOCK_STREAM = 1;
+export const SOCK_DGRAM = 2;
 export const SOCK_NONBLOCK = 0o4000;
 export const SOCK_CLOEXEC = 0o2000000;
 export const SOL_SOCKET = 1;

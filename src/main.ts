@@ -4,12 +4,14 @@
  */
 import { linux } from "../native-bindings/syscalls.ts";
 import { type Command, parseCommandLine } from "./cli.ts";
+import { readEnvironment } from "./config/environment.ts";
 import { loadConfig } from "./config/file.ts";
 import { problemText } from "./config/problem.ts";
 import { tomlName } from "./config/toml.ts";
 import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
+import { ServiceManager } from "./control/systemd.ts";
 import { hashPassword } from "./control/users.ts";
 
 const TOPIC = "transplice";
@@ -63,7 +65,9 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
     return 1;
   }
   for (const warning of loaded.warnings) log.warning(problemText(warning));
-  const service = new Service(linux(), log, config);
+  const sys = linux();
+  const manager = new ServiceManager(sys, readEnvironment(process.env, process.pid));
+  const service = new Service(sys, log, config, manager);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
   let work: Promise<unknown> = service.start().then(async (wrong) => {
@@ -85,6 +89,7 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
     });
   };
   const reload = async (): Promise<void> => {
+    manager.reloading(process.hrtime.bigint() / 1000n);
     log.warning("got signal", { signal: "SIGHUP" });
     const again = await loadConfig(file, overrides);
     let wrong = "problems" in again ? again.problems.map(problemText) : [];
@@ -99,6 +104,7 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
     for (const text of wrong) log.error("the configuration is not taken on", { error: text });
     if (wrong.length > 0) log.error("going on with the configuration as it was");
     else log.info("the configuration is taken on", { file });
+    manager.ready(service.status);
   };
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);

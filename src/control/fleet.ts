@@ -120,6 +120,11 @@ export class Fleet {
     return this.#admission.active;
   }
 
+  /** Some worker's turns stand still. */
+  get hangs(): boolean {
+    return this.#members.some(({ stillTicks }) => stillTicks >= HANGS_TICKS);
+  }
+
   setTunnelsMax(tunnels: number): void {
     this.#admission.setLimit(tunnels);
   }

@@ -22,7 +22,9 @@ import { Fleet, WORKERS_MAX } from "./fleet.ts";
 import { errnoText, Listeners } from "./listeners.ts";
 import type { Log } from "./log.ts";
 import { Resolver } from "./resolver.ts";
+
 import { SocksMetrics } from "./socks-metrics.ts";
+import type { ServiceManager } from "./systemd.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
@@ -38,6 +40,7 @@ const DIRECT: Upstream = { kind: "direct" };
 export class Service {
   readonly #sys: Syscalls;
   readonly #log: Log;
+  readonly #manager: ServiceManager;
   readonly #listeners: Listeners;
   readonly #fleet: Fleet;
   readonly #egress: EgressControl;
@@ -55,8 +58,9 @@ export class Service {
   #timer: NodeJS.Timeout | null = null;
   #stopping = false;
 
-  constructor(sys: Syscalls, log: Log, config: Config) {
+  constructor(sys: Syscalls, log: Log, config: Config, manager: ServiceManager) {
     this.#sys = sys;
+    this.#manager = manager;
     this.#log = log;
     this.#config = config;
     this.#nofile = raiseNofile(sys);
@@ -130,7 +134,13 @@ export class Service {
       max_connections: this.#tunnelsMax,
       nofile: this.#nofile,
     });
+    this.#manager.ready(this.status);
     return [];
+  }
+
+  /** For the service manager: how it is, in a few words. */
+  get status(): string {
+    return `${this.#fleet.tunnels} of at most ${this.#tunnelsMax} connections, ${this.#fleet.size} workers`;
   }
 
   /**
@@ -186,6 +196,7 @@ export class Service {
   /** Refuses new connections at once, lets the others end, and resets what is left at the end. */
   async stop(): Promise<void> {
     this.#stopping = true;
+    this.#manager.stopping(`waiting for ${this.#fleet.tunnels} connections to end`);
     this.#resolver?.close();
     this.#egress.close();
     void this.#metrics.close();
@@ -220,6 +231,8 @@ export class Service {
   #tick(): void {
     this.#ticks++;
     this.#fleet.tick();
+    // A worker that hangs is replaced; should even that not help, the manager may end us.
+    if (!this.#fleet.hangs) this.#manager.alive(performance.now(), this.status);
     if (!this.#stopping) this.#egress.tick();
     const failures = this.#fleet.dialFailures;
     if (failures !== this.#dialFailures) {

@@ -1,0 +1,21 @@
+/**
+ * What the environment says; nobody else reads it. Of what systemd hands to a service:
+ * sd_notify(3), sd_watchdog_enabled(3).
+ */
+export interface Environment {
+  /** The path of a datagram socket; "@..." is one of the abstract namespace. null: nobody listens. */
+  readonly notifySocket: string | null;
+  /** Signs of life are awaited at least so often. null: not at all. */
+  readonly watchdogMs: number | null;
+}
+
+export function readEnvironment(env: NodeJS.ProcessEnv, pid: number): Environment {
+  const socket = env["NOTIFY_SOCKET"] ?? "";
+  const usec = Number(env["WATCHDOG_USEC"] ?? "");
+  // Inherited from a parent that was meant by it, it is not for us.
+  const forUs = env["WATCHDOG_PID"] === undefined || env["WATCHDOG_PID"] === `${pid}`;
+  return Object.freeze({
+    notifySocket: /^[/@]./.test(socket) ? socket : null,
+    watchdogMs: forUs && Number.isFinite(usec) && usec >= 1000 ? usec / 1000 : null,
+  });
+}
