@@ -63,14 +63,14 @@ function build(): void {
     const gcc = spawnSync("gcc", ["-O2", "-Wall", "-o", binary, source], { stdio: "inherit" });
     if (gcc.status !== 0) throw new Error(`gcc could not build bench/${program}.c`);
   }
-  for (const [peer, version] of Object.entries(GO_PEERS)) {
+  for (const [peer, versions] of Object.entries(GO_PEERS)) {
     const wanted = flags.subjects?.includes(peer) ?? !flags.quick;
-    if (wanted && !existsSync(`${BIN}${peer}`)) buildPeer(peer, version);
+    if (wanted && !existsSync(`${BIN}${peer}`)) buildPeer(peer, versions);
   }
 }
 
-/** From the Go module proxy. Its last tag is asked for by name where "latest" is not answered. */
-function buildPeer(peer: string, version: string): void {
+/** From the Go module proxy. Its tags are asked for by name where "latest" is not answered. */
+function buildPeer(peer: string, versions: readonly string[]): void {
   const go = (args: string[], cwd: string) =>
     spawnSync("go", args, { cwd, stdio: "ignore", env: { ...process.env, GOBIN: BIN } });
   const module = `github.com/cybozu-go/${peer}`;
@@ -79,8 +79,13 @@ function buildPeer(peer: string, version: string): void {
   try {
     if (go(["install", `${module}/cmd/${peer}@latest`], scratch).status === 0) return;
     go(["mod", "init", "peer"], scratch);
-    go(["mod", "edit", `-require=${module}@${version}`], scratch);
-    go(["build", "-mod=mod", "-o", `${BIN}${peer}`, `${module}/cmd/${peer}`], scratch);
+    for (const version of versions) {
+      go(["mod", "edit", `-require=${module}@${version}`], scratch);
+      const { status } = go(
+        ["build", "-mod=mod", "-o", `${BIN}${peer}`, `${module}/cmd/${peer}`], scratch,
+      );
+      if (status === 0) return;
+    }
   } finally {
     rmSync(scratch, { recursive: true, force: true });
   }

@@ -77,10 +77,13 @@ export function programPath(program: string): string | null {
   return ["/usr/sbin/", "/usr/bin/"].map((folder) => `${folder}${file}`).find(existsSync) ?? null;
 }
 
-/** The peers that Go builds, by the last tag that is known of each. */
-export const GO_PEERS: Readonly<Record<string, string>> = {
-  transocks: "v1.1.1",
-  usocksd: "v1.3.0",
+/**
+ * The peers that Go builds, by the tags to ask for, the last first: not every proxy has each. The
+ * last of usocksd differs from the one before it by its metrics alone.
+ */
+export const GO_PEERS: Readonly<Record<string, readonly string[]>> = {
+  transocks: ["v1.1.1"],
+  usocksd: ["v1.3.0", "v1.2.0"],
 };
 
 export const portOf = (name: SubjectName): number => FIRST_PORT + SUBJECTS.indexOf(name);
@@ -244,17 +247,19 @@ const transocks = (name: string, port: number, upstreamPort: number): string[] =
     "level = \"warning\"",
   ])];
 
-/** Its metrics cannot be turned off; 0 is a port of the kernel's choice. */
+/** Its metrics cannot be turned off; 0 is a port of the kernel's choice. Before, it had none. */
 const usocksd = (name: string, port: number): string[] =>
   [`${BIN}usocksd`, "-f", configured(name, [
     "[incoming]",
     `port = ${port}`,
-    "metrics_port = 0",
+    ...(hasMetrics() ? ["metrics_port = 0"] : []),
     "addresses = [\"127.0.0.1\"]",
     ALLOW_FROM,
     "[log]",
     "level = \"warning\"",
   ])];
+
+const hasMetrics = (): boolean => readFileSync(`${BIN}usocksd`).includes("metrics_port");
 
 /** Waits until someone listens on the port. Asks the kernel's table: a probe would be a client. */
 export async function listening(port: number, child: ChildProcess, what: string): Promise<void> {

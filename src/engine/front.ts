@@ -58,6 +58,7 @@ const TIMED_OUT = 6;
 const COMMAND_NOT_SUPPORTED = 7;
 
 const NOTHING = new Uint8Array(0);
+const NOBODY: readonly Uint8Array[] = [];
 
 /** Who waits: the session, which is queued when there is an answer, and its place in the table. */
 export interface FrontHost extends NameAsker {
@@ -88,7 +89,7 @@ export class SocksFront {
   /** As the client named it, normalised; "" if it gave an address. */
   name = "";
   /** 4 or 16 bytes each, allowed, in the order in which they are to be tried. */
-  candidates: readonly Uint8Array[] = [];
+  candidates: readonly Uint8Array[] = NOBODY;
   port = 0;
   why: Ending | null = null;
 
@@ -148,7 +149,7 @@ export class SocksFront {
     this.#verdict = null;
     this.#user = "";
     this.name = "";
-    this.candidates = [];
+    this.candidates = NOBODY;
     this.port = 0;
     this.why = null;
     const { rows } = this.#engine;
@@ -220,6 +221,7 @@ export class SocksFront {
     this.#countReply(code);
     const said = this.#say(code, bound?.bytes ?? null, at);
     this.#giveMachine();
+    this.candidates = NOBODY; // A tunnel that lasts need not keep them.
     return said;
   }
 
