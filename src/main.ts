@@ -66,7 +66,7 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   }
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const sys = linux();
-  const manager = new ServiceManager(sys, readEnvironment(process.env, process.pid));
+  const manager = new ServiceManager(sys, readEnvironment());
   const service = new Service(sys, log, config, manager);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */

@@ -9,7 +9,7 @@ export interface Environment {
   readonly watchdogMs: number | null;
 }
 
-export function readEnvironment(env: NodeJS.ProcessEnv, pid: number): Environment {
+export function readEnvironment(env: NodeJS.ProcessEnv = process.env, pid = process.pid): Environment {
   const socket = env["NOTIFY_SOCKET"] ?? "";
   const usec = Number(env["WATCHDOG_USEC"] ?? "");
   // Inherited from a parent that was meant by it, it is not for us.
