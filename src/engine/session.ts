@@ -92,8 +92,9 @@ export class Session implements Task, Waiter, FrontHost {
   readonly row: number;
   readonly client: Socket;
   readonly server: Socket;
-  readonly #up: Flow;
-  readonly #down: Flow;
+  /** Made when there is something to move: a client that says nothing costs none. */
+  #upFlow: Flow | null = null;
+  #downFlow: Flow | null = null;
   #phase = OVER;
 
   // Of this tunnel's life.
@@ -150,8 +151,16 @@ export class Session implements Task, Waiter, FrontHost {
     this.row = row;
     this.client = new Socket(engine.loop, this);
     this.server = new Socket(engine.loop, this);
-    this.#up = new Flow(engine, this.client, this.server);
-    this.#down = new Flow(engine, this.server, this.client);
+  }
+
+  get #up(): Flow {
+    this.#upFlow ??= new Flow(this.#engine, this.client, this.server);
+    return this.#upFlow;
+  }
+
+  get #down(): Flow {
+    this.#downFlow ??= new Flow(this.#engine, this.server, this.client);
+    return this.#downFlow;
   }
 
   /** A connection was accepted; its peer's sockaddr stands in the row. */
@@ -172,8 +181,8 @@ export class Session implements Task, Waiter, FrontHost {
     this.#countedUp = 0;
     this.#countedDown = 0;
     this.client.reset(fd);
-    this.#up.reset();
-    this.#down.reset();
+    this.#upFlow?.reset();
+    this.#downFlow?.reset();
     const owned = engine.ledger.own(fd, engine.owner);
     if (this.#fronted) return this.#beginFront(owned);
     if (!owned) return this.#end(ending("resources", EMFILE));
@@ -766,7 +775,7 @@ export class Session implements Task, Waiter, FrontHost {
     const { client } = this;
     if (!client.finished && !client.broken) return false;
     if (!client.broken) {
-      if (this.#up.held > 0) return false;
+      if (this.#upFlow !== null && this.#upFlow.held > 0) return false;
       const { sys, scratch } = this.#engine;
       const result = sys.recv(client.fd, scratch, 0, 1, MSG_PEEK);
       if (result > 0 || result === -EAGAIN || result === -EINTR) return false;
@@ -941,8 +950,8 @@ export class Session implements Task, Waiter, FrontHost {
     const reset = why !== FINISHED && this.#phase !== REFUSED;
     engine.timeouts.stop(this);
     if (this.#fronted) this.#endFront(why);
-    this.#up.release();
-    this.#down.release();
+    this.#upFlow?.release();
+    this.#downFlow?.release();
     if (this.#input !== null) engine.buffers.give(this.#input);
     if (this.#output !== null) engine.buffers.give(this.#output);
     this.#input = null;
@@ -965,8 +974,8 @@ export class Session implements Task, Waiter, FrontHost {
     this.#front!.end();
     if (this.#phase !== RELAY && this.#phase !== RESET) return;
     const ms = nowMs - this.#startedMs;
-    const up = this.#up.bytes;
-    const down = this.#down.bytes;
+    const up = this.#upFlow?.bytes ?? 0;
+    const down = this.#downFlow?.bytes ?? 0;
     const failed = why.reason === "client-reset" || why.reason === "server-reset";
     socks.ends(why === FINISHED, ms, up, down, ms, ms, failed && this.client.errno !== 0, failed && this.server.errno !== 0);
   }
@@ -989,7 +998,7 @@ export class Session implements Task, Waiter, FrontHost {
   #journal(kind: number, why: Ending): void {
     const front = this.#fronted ? this.#front! : null;
     this.#engine.journal(
-      kind, why, this.#id, this.#startedMs, this.#up.bytes, this.#down.bytes, this.row,
+      kind, why, this.#id, this.#startedMs, this.#upFlow?.bytes ?? 0, this.#downFlow?.bytes ?? 0, this.row,
       front?.version ?? 0, front?.name ?? "", front?.user ?? "",
     );
   }
