@@ -1,0 +1,335 @@
+/**
+ * Names and block lists against a real name server, with the real files of resolv.conf and hosts.
+ */
+import { strict as assert } from "node:assert";
+import { createSocket } from "node:dgram";
+import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { Dnsbl } from "../../src/control/dnsbl.ts";
+import { type NameAnswer, Names } from "../../src/control/names.ts";
+import { eventually, sleep } from "./actors.ts";
+import { shadow } from "./sandbox.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { Unbound, type UnboundOptions } from "./unbound.ts";
+
+const ADDRESS = "127.0.0.53";
+const RESOLV_CONF = `nameserver ${ADDRESS}\n`;
+
+const many = (count: number, record: (i: number) => string): string =>
+  Array.from({ length: count }, (_, i) => record(i)).join("\n");
+
+const EXAMPLE = `
+both 300 A 192.0.2.1
+both 300 A 192.0.2.2
+both 300 AAAA 2001:db8::1
+four 300 A 192.0.2.1
+six 300 AAAA 2001:db8::1
+short 1 A 192.0.2.1
+now 0 A 192.0.2.1
+alias 300 CNAME second
+second 30 CNAME third
+third 300 CNAME both
+nowhere 300 CNAME nobody
+loop 300 CNAME pool
+pool 300 CNAME loop
+${many(40, (i) => `many 300 A 192.0.2.${i}`)}
+${many(60, (i) => `many 300 AAAA 2001:db8::${i}`)}
+empty 300 TXT "no address"
+`;
+
+async function nameServer(stage: Stage, options: Partial<UnboundOptions> = {}): Promise<Unbound> {
+  const server = new Unbound({ addresses: [ADDRESS], zones: { example: EXAMPLE }, ...options });
+  stage.keep(server.process);
+  await server.ready();
+  shadow("/etc/resolv.conf", RESOLV_CONF);
+  return server;
+}
+
+function resolver(stage: Stage, deadlineMs = 5000): Names {
+  const names = new Names({ deadlineMs, log: { warning: (message) => stage.note(message) } });
+  stage.finally(() => names.close());
+  return names;
+}
+
+/** "192.0.2.1 v6:1", or the failure; of IPv6 the last byte stands for all. */
+const said = ({ addresses, failure }: NameAnswer): string => {
+  if (failure !== null) return failure;
+  return addresses.map((bytes) => (bytes.length === 4 ? bytes.join(".") : `v6:${bytes[15]}`)).join(" ");
+};
+
+/** Of this network namespace; the server's own are among them. */
+const udpSockets = (): number => readFileSync("/proc/net/udp", "utf8").trim().split("\n").length;
+
+/** Something at a port 53 that takes questions; what it does with them, the caller says. */
+async function socket(
+  stage: Stage,
+  address: string,
+  port: number,
+  answer: (question: Buffer) => Buffer | null,
+  afterMs = 0,
+): Promise<void> {
+  const server = createSocket("udp4");
+  stage.finally(() => void server.close());
+  server.on("message", (question, from) => {
+    const reply = answer(question);
+    if (reply === null) return;
+    setTimeout(() => server.send(reply, from.port, from.address, () => {}), afterMs);
+  });
+  server.bind(port, address);
+  await once(server, "listening");
+}
+
+/** The answer to any question for A: 192.0.2.77; other types do not exist. */
+function slowAnswer(question: Buffer): Buffer {
+  let end = 12;
+  while (question[end] !== 0) end += question[end]! + 1;
+  end += 5;
+  const isA = question.readUInt16BE(end - 4) === 1;
+  const header = Buffer.from(question.subarray(0, 12));
+  header.writeUInt16BE(0x8180, 2);
+  header.writeUInt16BE(isA ? 1 : 0, 6);
+  header.fill(0, 8);
+  const record = [0xc0, 12, 0, 1, 0, 1, 0, 0, 1, 0, 0, 4, 192, 0, 2, 77];
+  return Buffer.concat([header, question.subarray(12, end), Buffer.from(isA ? record : [])]);
+}
+
+scenario("both families, aliases, and what does not exist", async (stage) => {
+  const server = await nameServer(stage);
+  const names = resolver(stage);
+  const expected: [string, string, number][] = [
+    ["both.example", "v6:1 192.0.2.1 192.0.2.2", 300_000],
+    ["four.example", "192.0.2.1", 300_000],
+    ["six.example", "v6:1", 300_000],
+    // The alias with the shortest life decides.
+    ["alias.example", "v6:1 192.0.2.1 192.0.2.2", 30_000],
+    ["nowhere.example", "not-found", 10_000],
+    ["nobody.example", "not-found", 10_000],
+    ["empty.example", "not-found", 10_000],
+  ];
+  for (const [name, addresses, ttlMs] of expected) {
+    const answer = await names.resolve(name);
+    assert.deepEqual([said(answer), answer.ttlMs > ttlMs - 500, answer.ttlMs <= ttlMs], [addresses, true, true], name);
+    assert.deepEqual(server.asked(), [`${name} A`, `${name} AAAA`]);
+    assert.equal(said(await names.resolve(name)), addresses);
+    assert.deepEqual(server.asked(), [], "from the cache");
+  }
+  assert.match(said(await names.resolve("loop.example")), /not-found|failed/);
+});
+
+scenario("more addresses than a datagram holds: 16, the families in turns", async (stage) => {
+  await nameServer(stage);
+  const { addresses } = await resolver(stage).resolve("many.example");
+  const lengths = addresses.map(({ length }) => length);
+  assert.deepEqual(lengths, Array.from({ length: 16 }, (_, i) => (i % 2 === 0 ? 16 : 4)));
+  assert.equal(new Set(addresses.map((bytes) => bytes.join("."))).size, 16);
+});
+
+scenario("an answer holds for its TTL and no longer", async (stage) => {
+  const server = await nameServer(stage);
+  const names = resolver(stage);
+  assert.equal(said(await names.resolve("short.example")), "192.0.2.1");
+  await server.change({ example: EXAMPLE.replace("short 1 A 192.0.2.1", "short 1 A 192.0.2.9") });
+  await sleep(1050);
+  assert.equal(said(await names.resolve("short.example")), "192.0.2.9");
+  server.asked();
+  for (let i = 0; i < 3; i++) assert.equal(said(await names.resolve("now.example")), "192.0.2.1");
+  assert.equal(server.asked().filter((question) => question === "now.example A").length, 3);
+});
+
+scenario("a thousand callers of one slow name cost one query", async (stage) => {
+  await socket(stage, "127.0.0.1", 5353, slowAnswer, 800);
+  const server = await nameServer(stage, { forward: { slow: "127.0.0.1@5353" } });
+  const names = resolver(stage);
+  const callers = Array.from({ length: 1000 }, () => names.resolve("host.slow"));
+  const answers = await Promise.all(callers);
+  assert.deepEqual([...new Set(answers.map(said))], ["192.0.2.77"]);
+  assert.deepEqual(server.asked(), ["host.slow A", "host.slow AAAA"]);
+});
+
+scenario("others being quick does not make a slow name fail", async (stage) => {
+  await socket(stage, "127.0.0.1", 5353, slowAnswer, 1200);
+  const server = await nameServer(stage, { forward: { slow: "127.0.0.1@5353" } });
+  const names = resolver(stage);
+  for (let i = 0; i < 30; i++) await names.resolve(`quick${i}.example`);
+  server.asked();
+  assert.equal(said(await names.resolve("host.slow")), "192.0.2.77");
+  assert.deepEqual(server.asked(), ["host.slow A", "host.slow AAAA"]);
+});
+
+scenario("a name that is never answered ends at the deadline, and holds up no other", async (stage) => {
+  const server = await nameServer(stage, { silent: { dead: [] } });
+  const names = resolver(stage, 1000);
+  const startedAt = performance.now();
+  let ended = 0;
+  const dead = Array.from({ length: 500 }, async (_, i) => {
+    const answer = await names.resolve(`host${i}.dead`);
+    ended++;
+    return answer;
+  });
+  await sleep(100);
+  const before = performance.now();
+  assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
+  const tookMs = performance.now() - before;
+  assert.ok(tookMs < 300, `the living name took ${tookMs} ms`);
+  assert.equal(ended, 0);
+  assert.deepEqual([...new Set((await Promise.all(dead)).map(said))], ["timeout"]);
+  const passed = performance.now() - startedAt;
+  assert.ok(passed >= 990 && passed < 1900, `${passed} ms`);
+  server.asked();
+  assert.equal(said(await names.resolve("host0.dead")), "timeout");
+  assert.deepEqual(server.asked(), [], "a failure is remembered, too");
+});
+
+scenario("AAAA that is never answered: IPv4 does not wait for it", async (stage) => {
+  const silent = { "halfdead.example": ["halfdead.example. 300 A 192.0.2.7"] };
+  const server = await nameServer(stage, { silent });
+  const names = resolver(stage, 2000);
+  const startedAt = performance.now();
+  const answer = await names.resolve("halfdead.example");
+  const passed = performance.now() - startedAt;
+  assert.deepEqual([said(answer), answer.ttlMs], ["192.0.2.7", 1000]);
+  assert.ok(passed >= 45 && passed < 500, `${passed} ms`);
+  await sleep(2000);
+  const later = await names.resolve("halfdead.example");
+  assert.equal(said(later), "192.0.2.7");
+  assert.ok(later.ttlMs > 1000 && later.ttlMs <= 10_000, `${later.ttlMs}`);
+  assert.equal(server.asked().filter((question) => question.endsWith(" A")).length, 1);
+});
+
+scenario("SERVFAIL: failed, for two seconds", async (stage) => {
+  const server = await nameServer(stage, { zones: { sick: null } });
+  const names = resolver(stage);
+  const startedAt = performance.now();
+  assert.equal(said(await names.resolve("host.sick")), "failed");
+  assert.ok(performance.now() - startedAt < 1000);
+  assert.equal(said(await names.resolve("host.sick")), "failed");
+  assert.deepEqual(server.asked(), ["host.sick A", "host.sick AAAA"]);
+  await server.change({ sick: "host A 192.0.2.1" });
+  await sleep(2050);
+  assert.equal(said(await names.resolve("host.sick")), "192.0.2.1");
+});
+
+scenario("/etc/hosts counts, with its changes", async (stage) => {
+  const server = await nameServer(stage);
+  const names = resolver(stage);
+  stage.finally(() => shadow("/etc/hosts", "127.0.0.1 localhost\n"));
+  shadow("/etc/hosts", "127.0.0.1 localhost\n192.0.2.50 both.example\n");
+  assert.equal(said(await names.resolve("both.example")), "192.0.2.50");
+  assert.deepEqual(server.asked(), []);
+  shadow("/etc/hosts", "127.0.0.1 localhost\n2001:db8::51 both.example\n192.0.2.51 both.example\n");
+  await sleep(1050);
+  assert.equal(said(await names.resolve("both.example")), "v6:81 192.0.2.51");
+  shadow("/etc/hosts", "127.0.0.1 localhost\n");
+  await sleep(1050);
+  assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
+});
+
+scenario("resolv.conf counts, with its changes", async (stage) => {
+  await nameServer(stage);
+  const names = resolver(stage);
+  shadow("/etc/resolv.conf", "nameserver 127.0.0.99\n");
+  assert.equal(said(await names.resolve("four.example")), "failed", "nobody listens there");
+  shadow("/etc/resolv.conf", RESOLV_CONF);
+  assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
+});
+
+scenario("the first name server is silent: the second is asked, and remembered", async (stage) => {
+  await nameServer(stage);
+  let questions = 0;
+  await socket(stage, "127.0.0.66", 53, () => {
+    questions++;
+    return null;
+  });
+  shadow("/etc/resolv.conf", `nameserver 127.0.0.66\n${RESOLV_CONF}`);
+  const names = resolver(stage, 1500);
+  const startedAt = performance.now();
+  assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
+  assert.ok(performance.now() - startedAt < 1300);
+  assert.equal(questions, 2);
+  assert.equal(said(await names.resolve("four.example")), "192.0.2.1");
+  assert.equal(questions, 2);
+});
+
+scenario("the first name server is sick: the second is asked", async (stage) => {
+  await nameServer(stage);
+  const sick = new Unbound({ addresses: ["127.0.0.54"], zones: { example: null } });
+  stage.keep(sick.process);
+  await sick.ready();
+  shadow("/etc/resolv.conf", `nameserver 127.0.0.54\n${RESOLV_CONF}`);
+  const answer = await resolver(stage).resolve("both.example");
+  assert.equal(said(answer), "v6:1 192.0.2.1 192.0.2.2");
+  assert.deepEqual(sick.asked(), ["both.example A", "both.example AAAA"]);
+});
+
+scenario("names that are never answered take few sockets, also in a long row", async (stage) => {
+  const server = await nameServer(stage, { silent: { dead: [] } });
+  const names = resolver(stage, 1500);
+  const before = udpSockets();
+  const dead: Promise<NameAnswer>[] = [];
+  let sockets = 0;
+  // The first ones are asked again after 500 ms, while others begin.
+  for (let i = 0; i < 1400; i++) {
+    dead.push(names.resolve(`host${i}.dead`));
+    if (i % 2 === 0) await sleep(5);
+    sockets = Math.max(sockets, udpSockets() - before);
+  }
+  assert.ok(sockets > 0 && sockets <= 48, `${sockets} sockets`);
+  assert.ok(server.asked().length > 2800, "asked again");
+  assert.deepEqual([...new Set((await Promise.all(dead)).map(said))], ["timeout"]);
+  await eventually("they are closed at once", () => udpSockets() === before, 300);
+});
+
+const LISTS = {
+  bl: "1.2.0.192 A 127.0.0.2\n3.2.0.192 A 127.0.0.4\n3.2.0.192 A 127.0.0.11\nd.c.b.a.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.0.8.b.d.0.1.0.0.2 A 127.0.0.2",
+  refusing: "* A 127.255.255.254",
+  sicklist: null,
+} as const;
+
+scenario("DNSBL: listed, delisted, error codes and SERVFAIL", async (stage) => {
+  const server = await nameServer(stage, { zones: LISTS });
+  const told: string[] = [];
+  const changes: number[][] = [];
+  const say = (message: string, fields?: Readonly<Record<string, unknown>>): void => {
+    told.push(`${message}: ${fields?.["address"] ?? ""} ${fields?.["dnsbl"]}`);
+  };
+  const six = Uint8Array.of(0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xab, 0xcd);
+  const dnsbl = new Dnsbl({
+    domains: ["bl", "refusing", "sicklist"],
+    intervalMs: 200,
+    addresses: [Uint8Array.of(192, 0, 2, 1), Uint8Array.of(192, 0, 2, 2), six, Uint8Array.of(192, 0, 2, 3)],
+    log: { warning: say, info: say },
+    onChange: (listed) => changes.push([...listed]),
+  });
+  stage.finally(() => dnsbl.close());
+  dnsbl.start();
+  await eventually("it is listed", () => changes.length > 0);
+  assert.deepEqual(changes, [[0, 2, 3]]);
+  assert.equal(server.asked().filter((question) => question === "1.2.0.192.bl A").length, 2);
+  assert.deepEqual(told.splice(0).sort(), [
+    "DNSBL does not answer; it changes nothing until it does:  sicklist",
+    "DNSBL refuses our questions; it changes nothing until it answers:  refusing",
+    "egress address is listed: 192.0.2.1 bl",
+    "egress address is listed: 192.0.2.3 bl",
+    "egress address is listed: 2001:db8::abcd bl",
+  ]);
+
+  // SERVFAIL of the list that lists: nothing changes.
+  await server.change({ ...LISTS, bl: null });
+  await sleep(1000);
+  assert.ok(server.asked().filter((question) => question === "1.2.0.192.bl A").length >= 3);
+  assert.equal(changes.length, 1);
+  // Refusals: neither.
+  await server.change({ ...LISTS, bl: "* A 127.255.255.252" });
+  await sleep(1000);
+  assert.equal(changes.length, 1);
+
+  await server.change({ ...LISTS, bl: "3.2.0.192 A 127.0.0.4" });
+  await eventually("two are delisted", () => changes.length > 1);
+  await sleep(500);
+  assert.deepEqual(changes, [[0, 2, 3], [3]]);
+  assert.deepEqual(told.filter((line) => line.startsWith("egress")), [
+    "egress address is no longer listed: 192.0.2.1 bl",
+    "egress address is no longer listed: 2001:db8::abcd bl",
+  ]);
+  assert.deepEqual(dnsbl.states.map(({ lists }) => lists.join()), ["", "", "", "bl"]);
+});
