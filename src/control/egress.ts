@@ -21,7 +21,8 @@ const DENIALS = [
 import type { EgressAddress } from "../policy/egress.ts";
 import { Dnsbl } from "./dnsbl.ts";
 import type { Log } from "./log.ts";
-import { Names } from "./names.ts";
+import { type NameAnswer, Names } from "./names.ts";
+import { SearchList } from "./search-list.ts";
 import type { EgressHealth } from "./socks-metrics.ts";
 import { parseSecret, Users } from "./users.ts";
 
@@ -58,6 +59,7 @@ interface Exit {
 export class EgressControl {
   readonly #options: EgressOptions;
   readonly names: Names;
+  readonly #search = new SearchList();
   #config: EgressConfig | null = null;
   #timeouts: Config["timeouts"] | null = null;
   #mark: number | null = null;
@@ -102,6 +104,7 @@ export class EgressControl {
     const rules = [...DENIALS, ...(egress?.access.rules ?? []).map(({ name }) => name)];
     this.#ruleSlots = counters.ruleSlots(rules).map((slot, i) => ({ rule: rules[i]!, slot }));
     this.#look();
+    const previous = this.#dnsbl?.states ?? [];
     this.#dnsbl?.close();
     this.#dnsbl = null;
     if (egress !== null && egress.dnsbl.domains.length > 0 && this.#exits.length > 0) {
@@ -111,6 +114,7 @@ export class EgressControl {
         domains,
         intervalMs,
         log,
+        previous,
         addresses: exits.map(({ address }) => address.bytes),
         onChange: (listed) => {
           for (const [i, exit] of exits.entries()) exit.listed = listed.has(i);
@@ -156,10 +160,22 @@ export class EgressControl {
   async answer(question: Question): Promise<Answer> {
     if (question.kind === "name") {
       const { name } = question;
-      return { kind: "name", name, answer: await this.names.resolve(name) };
+      return { kind: "name", name, answer: await this.#resolve(name) };
     }
     const { row, id, user, password } = question;
     return { kind: "login", row, id, right: await this.#users.verify(user, password) };
+  }
+
+  /** The first of the names that it may stand for which has an address. */
+  async #resolve(name: string): Promise<NameAnswer> {
+    const failures: NameAnswer[] = [];
+    for (const full of this.#search.names(name)) {
+      const answer = await this.names.resolve(full);
+      if (answer.failure === null) return answer;
+      failures.push(answer);
+    }
+    // That there is no such name is known only if each of them was looked up.
+    return failures.find(({ failure }) => failure !== "not-found") ?? failures[0]!;
   }
 
   /** To be called once a second. */

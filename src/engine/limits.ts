@@ -52,8 +52,8 @@ export function checked(limits: Limits): Limits {
   return Object.freeze(limits);
 }
 
-/** fds that are kept back for what the control plane opens later: logs, DNS, a reload. */
-const RESERVED_FDS = 64;
+/** fds that are kept back for what the control plane opens later: logs, DNS, scrapes, a reload. */
+const RESERVED_FDS = 128;
 /** Neither tables nor the ledger are made for more: 512 Ki tunnels in one process. */
 export const FDS_MAX = 1 << 20;
 
