@@ -13,7 +13,9 @@ import { Bench } from "tinybench";
 import { EBADF, EPOLL_CTL_ADD, EPOLLIN } from "../native-bindings/constants.ts";
 import { linux } from "../native-bindings/syscalls.ts";
 import { Timeouts, type Waiter } from "../src/engine/timeouts.ts";
+import { Access, type AccessSettings, type Asker } from "../src/policy/access.ts";
 import { type EgressAddress, EgressPool } from "../src/policy/egress.ts";
+import { targetOf } from "../src/policy/name.ts";
 import type { Destination, Handshake } from "../src/protocol/handshake.ts";
 import { HttpConnect } from "../src/protocol/http-connect.ts";
 import { Socks5Client } from "../src/protocol/socks5-client.ts";
@@ -31,6 +33,7 @@ await section("the seam: native-bindings/syscalls.ts", seam());
 await section("protocol machines, a whole dialogue", machines());
 await section("deadlines", deadlines());
 await section("egress address choice, 4,096 addresses", egressChoice());
+await section("access rules", accessRules());
 if (process.argv.includes("--write")) {
   const [page] = readFileSync(PAGE, "utf8").split(`\n${HEADING}`);
   writeFileSync(PAGE, `${page!.trimEnd()}\n\n${HEADING}\n\n${rows.join("\n")}\n`);
@@ -194,5 +197,40 @@ function egressChoice(): Operations {
     "a new client, three weights": () => ask(weighted, turn++, 0),
     "affinity none": () => ask(drawing, turn++, 0),
     "a client of 8 addresses": () => ask(few, turn++, 0),
+  };
+}
+
+function accessRules(): Operations {
+  const network = (a: number, b: number) => ({ bytes: Uint8Array.of(a, b, 0, 0), prefix: 16 });
+  const none: AccessSettings = {
+    allowFrom: [], allowSites: [], denySites: [], allowPorts: [], denyPorts: [],
+    allowNetworks: [], denyNetworks: [], allowPrivate: false, rules: [],
+  };
+  const plain = new Access(none, [Uint8Array.of(192, 0, 2, 1)]);
+  const long = new Access({
+    ...none,
+    allowFrom: [network(10, 0), network(172, 16)],
+    denySites: Array.from({ length: 10_000 }, (_, i) => `.site-${i}.example`),
+    denyPorts: [{ first: 25, last: 25 }],
+    denyNetworks: Array.from({ length: 10_000 }, (_, i) => network(20 + (i >> 8), i & 255)),
+    rules: Array.from({ length: 10 }, (_, i) => ({
+      name: `rule-${i}`, action: "deny", from: [network(10, i + 1)], users: [], sites: [],
+      networks: [], ports: [{ first: 1, last: 1023 }],
+    })),
+  }, [Uint8Array.of(192, 0, 2, 1)]);
+  const asker: Asker = { bytes: Uint8Array.of(10, 0, 0, 7), at: 0, length: 4, user: null };
+  const server = Uint8Array.of(198, 51, 100, 10);
+  const name = Uint8Array.from("WWW.Shop.Example.COM.", (character) => character.charCodeAt(0));
+  const expect = (verdict: { allowed: boolean } | null) => {
+    if (verdict?.allowed === false) throw new Error("what the rules allow is denied");
+  };
+  return {
+    "a name is brought to its form": () => targetOf(name, 0, name.length, String),
+    "an address, no rules": () => expect(plain.judge(asker, "", 443, server, 0, 4)),
+    "10 rules, 10,000 networks": () => expect(long.judge(asker, "", 443, server, 0, 4)),
+    "a name before it is resolved, 10,000 sites": () =>
+      expect(long.judgeName(asker, "www.shop.example.com", 443)),
+    "the same name with its address": () =>
+      expect(long.judge(asker, "www.shop.example.com", 443, server, 0, 4)),
   };
 }

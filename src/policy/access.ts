@@ -97,17 +97,17 @@ export class Access {
    * address. So a name that is refused whatever its address costs no query, and tells no server.
    */
   judgeName(asker: Asker, name: string, port: number): Verdict | null {
-    /** A rule may let the name through, if it has the right address. */
-    let hope = false;
     for (const rule of this.#rules) {
       if (!rule.matches(asker, name, port, NO_ADDRESS, 0, 4)) continue;
-      if (rule.networks.empty || rule.networks.everything) {
-        if (!rule.allows) return hope ? null : rule.verdict;
-        return this.admits(asker) ? null : ALLOW_FROM;
+      const always = rule.networks.empty || rule.networks.everything;
+      if (!rule.allows) {
+        if (always) return rule.verdict;
+      } else if (this.admits(asker)) {
+        return null;
+      } else if (always) {
+        return ALLOW_FROM;
       }
-      if (rule.allows && this.admits(asker)) hope = true;
     }
-    if (hope) return null;
     const refusal = this.#refusal(asker, name, port, NO_ADDRESS, 0, 4);
     return refusal ?? (this.#denyNetworks.everything ? DENY_NETWORKS : null);
   }
