@@ -103,6 +103,8 @@ export const EPOLL_CLOEXEC = 0o2000000;
 // pipe(2), fcntl(2), splice(2), eventfd(2)
 export const O_NONBLOCK = 0o4000;
 export const O_CLOEXEC = 0o2000000;
+export const F_SETFD = 2;
+export const FD_CLOEXEC = 1;
 export const F_SETPIPE_SZ = 1031;
 export const F_GETPIPE_SZ = 1032;
 export const SPLICE_F_MOVE = 1;

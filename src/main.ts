@@ -12,6 +12,7 @@ import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
 import { ServiceManager } from "./control/systemd.ts";
+import { inherited } from "./control/upgrade.ts";
 import { hashPassword } from "./control/users.ts";
 
 const TOPIC = "transplice";
@@ -66,11 +67,12 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   }
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const sys = linux();
-  const manager = new ServiceManager(sys, readEnvironment());
+  const environment = readEnvironment();
+  const manager = new ServiceManager(sys, environment);
   const service = new Service(sys, log, config, manager);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
-  let work: Promise<unknown> = service.start().then(async (wrong) => {
+  let work: Promise<unknown> = service.start(inherited(environment.handover)).then(async (wrong) => {
     if (wrong.length === 0) return;
     for (const text of wrong) log.critical("cannot start", { error: text });
     await log.close();
@@ -79,6 +81,7 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   let stopping = false;
   const stop = (signal: NodeJS.Signals): void => {
     log.warning("got signal", { signal });
+    // Also while a successor has taken over, and this process only drains.
     if (stopping) return service.cut();
     stopping = true;
     work = work.then(async () => {
@@ -106,6 +109,18 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
     else log.info("the configuration is taken on", { file });
     manager.ready(service.status);
   };
+  const upgrade = async (): Promise<void> => {
+    log.warning("got signal", { signal: "SIGUSR2" });
+    const wrong = await service.handOver(environment.rest);
+    if (wrong !== null) return log.error("the new process does not serve; going on", { error: wrong });
+    stopping = true;
+    await service.stop(true);
+    await log.close();
+    process.exit(0);
+  };
+  process.on("SIGUSR2", () => {
+    if (!stopping) work = work.then(upgrade);
+  });
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
   process.on("SIGHUP", () => {

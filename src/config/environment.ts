@@ -7,7 +7,13 @@ export interface Environment {
   readonly notifySocket: string | null;
   /** Signs of life are awaited at least so often. null: not at all. */
   readonly watchdogMs: number | null;
+  /** From the process that this one takes over from: control/upgrade.ts. null: there is none. */
+  readonly handover: string | null;
+  /** Everything else: for a successor. */
+  readonly rest: NodeJS.ProcessEnv;
 }
+
+export const HANDOVER = "TRANSPLICE_HANDOVER";
 
 export function readEnvironment(env: NodeJS.ProcessEnv = process.env, pid = process.pid): Environment {
   const socket = env["NOTIFY_SOCKET"] ?? "";
@@ -16,6 +22,8 @@ export function readEnvironment(env: NodeJS.ProcessEnv = process.env, pid = proc
   const forUs = env["WATCHDOG_PID"] === undefined || env["WATCHDOG_PID"] === `${pid}`;
   return Object.freeze({
     notifySocket: /^[/@]./.test(socket) ? socket : null,
+    handover: env[HANDOVER] ?? null,
+    rest: Object.fromEntries(Object.entries(env).filter(([name]) => name !== HANDOVER)),
     watchdogMs: forUs && Number.isFinite(usec) && usec >= 1000 ? usec / 1000 : null,
   });
 }

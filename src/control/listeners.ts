@@ -15,6 +15,9 @@ import {
   IPV6_V6ONLY,
   IP_TRANSPARENT,
  
+  FD_CLOEXEC,
+  F_SETFD,
+  SOCKADDR_SIZE,
   SOCK_CLOEXEC,
   SOCK_NONBLOCK,
   SOCK_STREAM,
@@ -49,6 +52,25 @@ export class Listeners {
 
   get open(): readonly ListeningAddress[] {
     return [...this.#open.values()];
+  }
+
+  /**
+   * Sockets that listen already, from the process before: they are as good as opened here. Answers
+   * what is wrong with them, or null.
+   */
+  adopt(listening: readonly ListeningAddress[]): string | null {
+    const sys = this.#sys;
+    const name = sys.memory(SOCKADDR_SIZE);
+    for (const { address, role, fds } of listening) {
+      for (const fd of fds) {
+        const named = sys.getsockname(fd, name, 0);
+        const same = address.bytes.every((byte, i) => i < 2 || byte === name.bytes[i]);
+        if (named < 0 || !same) return `fd ${fd} is not a socket that listens on ${address.text}`;
+        sys.fcntl(fd, F_SETFD, FD_CLOEXEC);
+      }
+      this.#open.set(keyOf(address, role), { address, role, fds });
+    }
+    return null;
   }
 
   /**

@@ -2,6 +2,7 @@
  * The running program: from a Config to workers that accept, through reloads, to the end.
  */
 import { availableParallelism, networkInterfaces } from "node:os";
+import { setTimeout as sleep } from "node:timers/promises";
 import {
   EPERM,
   SO_MARK,
@@ -11,7 +12,7 @@ import {
   AF_INET,
 } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
-import type { Config, Upstream } from "../config/config.ts";
+import type { Config, ListenAddress, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
@@ -25,9 +26,12 @@ import { Resolver } from "./resolver.ts";
 
 import { SocksMetrics } from "./socks-metrics.ts";
 import type { ServiceManager } from "./systemd.ts";
+import { type Inherited, startSuccessor } from "./upgrade.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
+const METRICS_AGAIN_MS = 50;
+const METRICS_ATTEMPTS = 100;
 /** What a thread of Node opens for itself, and our epoll and eventfd. */
 const FDS_PER_WORKER = 6;
 /** Addresses of the host change seldom, and nothing tells us. */
@@ -94,8 +98,10 @@ export class Service {
   }
 
   /** Resolves when connections are accepted; or with what stands against it. */
-  async start(): Promise<string[]> {
+  async start(inherited: Inherited | null): Promise<string[]> {
     const config = this.#config;
+    const unfit = inherited === null ? null : this.#listeners.adopt(inherited.listening);
+    if (unfit !== null) return [unfit];
     const workers = this.#workersOf(config);
     const refused = this.#refusal(config);
     if (refused !== null) return [refused];
@@ -106,8 +112,10 @@ export class Service {
         address: text,
       });
     }
-    const metrics = await this.#metrics.listen(config.egress?.metrics ?? []);
-    if (metrics.length > 0) return metrics;
+    const metrics = config.egress?.metrics ?? [];
+    // The process before still has its port: see below.
+    const wrong = inherited === null ? await this.#metrics.listen(metrics) : [];
+    if (wrong.length > 0) return wrong;
     await this.#follow(config);
     const plan = budget(this.#nofile, openFds() + workers * FDS_PER_WORKER, this.#pipesOf(config));
     if (plan === null) return [this.#tooFewFds(workers)];
@@ -135,7 +143,38 @@ export class Service {
       nofile: this.#nofile,
     });
     this.#manager.ready(this.status);
+    if (inherited === null) return [];
+    // What the configuration no longer lists was inherited all the same.
+    for (const gone of this.#listeners.obsolete(config)) {
+      await this.#fleet.unlisten(gone.fds);
+      this.#listeners.close(gone);
+    }
+    inherited.ready();
+    void this.#listenForMetrics(metrics);
     return [];
+  }
+
+  /** The process before lets go of them as soon as it has heard that this one serves. */
+  async #listenForMetrics(addresses: readonly ListenAddress[]): Promise<void> {
+    let wrong: string[] = [];
+    for (let attempt = 0; attempt < METRICS_ATTEMPTS && !this.#stopping; attempt++) {
+      wrong = await this.#metrics.listen(addresses);
+      if (wrong.length === 0) return;
+      await sleep(METRICS_AGAIN_MS);
+    }
+    for (const text of wrong) this.#log.error("no metrics", { error: text });
+  }
+
+  /**
+   * Starts this program anew beside this process, which then only drains. Answers what stands
+   * against it; then nothing has changed.
+   */
+  async handOver(env: NodeJS.ProcessEnv): Promise<string | null> {
+    const outcome = await startSuccessor(this.#listeners.open, env);
+    if ("wrong" in outcome) return outcome.wrong;
+    this.#manager.handedOver(outcome.pid);
+    this.#log.warning("another process has taken over", { successor: outcome.pid });
+    return null;
   }
 
   /** For the service manager: how it is, in a few words. */
@@ -193,12 +232,14 @@ export class Service {
     return [];
   }
 
-  /** Refuses new connections at once, lets the others end, and resets what is left at the end. */
-  async stop(): Promise<void> {
+  /**
+   * Refuses new connections at once (but for a successor, who has the listening sockets), lets the
+   * others end, and resets what is left at the end. With a successor there is no end: nobody waits.
+   */
+  async stop(successor = false): Promise<void> {
     this.#stopping = true;
-    this.#manager.stopping(`waiting for ${this.#fleet.tunnels} connections to end`);
+    if (!successor) this.#manager.stopping(`waiting for ${this.#fleet.tunnels} connections to end`);
     this.#resolver?.close();
-    this.#egress.close();
     void this.#metrics.close();
     await this.#fleet.unlisten(this.#listeners.open.flatMap(({ fds }) => fds));
     for (const listening of this.#listeners.open) this.#listeners.close(listening);
@@ -207,10 +248,11 @@ export class Service {
     if (left > 0)
       this.#log.info("waiting for connections to end", {
         connections: left,
-        seconds: drainMs / 1000,
+        ...(successor ? {} : { seconds: drainMs / 1000 }),
       });
     this.#fleet.drain();
     const deadline = setTimeout(() => {
+      if (successor) return;
       this.#log.warning("connections are cut: the drain deadline has passed", {
         connections: this.#fleet.tunnels,
       });
@@ -218,6 +260,7 @@ export class Service {
     }, drainMs);
     await this.#fleet.exited();
     clearTimeout(deadline);
+    this.#egress.close(); // Clients that were still asking had their names resolved.
     if (this.#timer !== null) clearInterval(this.#timer);
   }
 

@@ -34,6 +34,11 @@ export class ServiceManager {
     this.#tell(`RELOADING=1\nMONOTONIC_USEC=${nowUsec}\nSTATUS=reading the configuration again`);
   }
 
+  /** Another process is the service from now on. */
+  handedOver(pid: number): void {
+    this.#tell(`MAINPID=${pid}`);
+  }
+
   stopping(status: string): void {
     this.#tell(`STOPPING=1\nSTATUS=${status}`);
   }
