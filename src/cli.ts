@@ -6,15 +6,37 @@
  * same flag. Commander knows only --logfile, so Go's forms are rewritten before it sees them.
  */
 import { readFileSync } from "node:fs";
-import { Command as Program, CommanderError } from "commander";
-import { DEFAULT_FILE } from "./config/file.ts";
+import { Command as Program, CommanderError, Option } from "commander";
+import { DEFAULT_FILE, OWN, type Reading } from "./config/file.ts";
 import { userFault } from "./config/items.ts";
 import type { Override } from "./config/parse.ts";
-import { nearest, quoted } from "./config/problem.ts";
+import { alternatives, nearest, quoted } from "./config/problem.ts";
+import { PREDECESSORS, type ProgramName } from "./config/program.ts";
+import { parseAsPredecessor, predecessorOf } from "./predecessor.ts";
+
+interface OnFile {
+  readonly file: string;
+  readonly overrides: readonly Override[];
+  /** Whose file it is; and the program's name in the log. */
+  readonly reading: Reading;
+}
 
 export type Command =
-  | { readonly kind: "run"; readonly file: string; readonly overrides: readonly Override[] }
-  | { readonly kind: "check"; readonly file: string; readonly overrides: readonly Override[] }
+  | (OnFile & {
+      readonly kind: "run";
+      /** redsocks': of a daemon. */
+      readonly process: { readonly pidfile: string | null; readonly foreground: boolean } | null;
+    })
+  | (OnFile & { readonly kind: "check" })
+  | {
+      readonly kind: "migrate";
+      readonly file: string;
+      /** null: to be guessed. */
+      readonly from: ProgramName | null;
+      readonly ignoreUnsupported: boolean;
+    }
+  /** redsocks -v. */
+  | { readonly kind: "version" }
   | {
       readonly kind: "passwd";
       /** Whose line is printed. null: the hash alone. */
@@ -44,13 +66,20 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
   ["help", { takes: "nothing", option: "help" }],
   ["V", { takes: "nothing", option: "version" }],
   ["version", { takes: "nothing", option: "version" }],
+  ["from", { takes: "value", option: "from" }],
+  ["ignore-unsupported", { takes: "nothing", option: "ignore-unsupported" }],
 ]);
 
 const USAGE =
-  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n       transplice passwd [NAME]\n";
+  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice as PROGRAM [its flags]\n";
 
-/** `words` is argv without the interpreter and the script. */
-export function parseCommandLine(words: readonly string[]): Command {
+/** `words` is argv without the interpreter and the script, `called` the script's own name. */
+export function parseCommandLine(words: readonly string[], called = "transplice"): Command {
+  const predecessor = predecessorOf(called);
+  if (predecessor !== null) return parseAsPredecessor(predecessor, words);
+  // Before the flags are read: they are the other program's.
+  const other = words[0] === "as" ? predecessorOf(words[1] ?? "") : null;
+  if (other !== null) return parseAsPredecessor(other, words.slice(2));
   const line = readGoFlags(words);
   if ("wrong" in line) return misuse(line.wrong);
   let said = "";
@@ -90,7 +119,7 @@ function describe(settle: (command: Command) => void): Program {
     .description(
       "A transparent TCP proxy: what the firewall redirects to it goes to its destination through a SOCKS5 or HTTP CONNECT proxy. And such a proxy: a SOCKS server that leaves by addresses of your choice.",
     )
-    .usage("[-f FILE] [flags]\n       transplice check [FILE]\n       transplice passwd [NAME]")
+    .usage("[-f FILE] [flags]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice as PROGRAM [its flags]")
     .version(`transplice ${packageVersion()}`, "-V, --version", "print the version")
     .helpOption("-h, --help", "print this help")
     .helpCommand(false)
@@ -101,8 +130,10 @@ function describe(settle: (command: Command) => void): Program {
       "critical, error, warning, info or debug (overrides level in [log])",
     )
     .option("--logformat <FORMAT>", "plain, logfmt or json (overrides format in [log])")
+    .addOption(new Option("--from <PROGRAM>").hideHelp())
+    .addOption(new Option("--ignore-unsupported").hideHelp())
     .allowExcessArguments(false)
-    .action((options: Options) => settle(frozenCommand("run", options.file, options)));
+    .action((options: Options) => settle(ofMigrate(options) ?? frozenCommand("run", options.file, options)));
   program
     .command("check")
     .summary("say everything that is wrong with a configuration, and do no more")
@@ -116,7 +147,7 @@ function describe(settle: (command: Command) => void): Program {
       const options = program.opts<Options>();
       if (file !== undefined && options.file !== undefined)
         settle(misuse("check takes one file, as -f FILE or without -f"));
-      else settle(frozenCommand("check", file ?? options.file, options));
+      else settle(ofMigrate(options) ?? frozenCommand("check", file ?? options.file, options));
     });
   program
     .command("passwd")
@@ -128,6 +159,29 @@ function describe(settle: (command: Command) => void): Program {
     .argument("[NAME]", "the user")
     .allowExcessArguments(false)
     .action((user: string | undefined) => settle(passwd(user, program.opts<Options>())));
+  program
+    .command("migrate")
+    .summary("print a file of transocks, usocksd or redsocks as ours, with what changes")
+    .description(
+      "Print a configuration file of transocks, usocksd or redsocks as one of transplice, with a comment at each line whose meaning changes, and what it had wrong on top. --from transocks, usocksd, redsocks or transplice says whose file it is, where its keys do not; --ignore-unsupported leaves out what there is nothing for.",
+    )
+    .usage("FILE [--from PROGRAM] [--ignore-unsupported]")
+    .argument("[FILE]", "the file")
+    .allowExcessArguments(false)
+    .action((file: string | undefined) => settle(migration(file, program.opts<Options>())));
+  program
+    .command("as")
+    .summary("be transocks, usocksd or redsocks: their flags, files and names in the log")
+    .usage("PROGRAM [its flags]")
+    .description(
+      "Be transocks, usocksd or redsocks: take that program's flags and configuration file, as a link of that name to transplice does. `transplice as PROGRAM -h` prints its flags.",
+    )
+    .argument("[PROGRAM]", alternatives(PREDECESSORS))
+    .allowExcessArguments(true)
+    .action((name: string | undefined) => {
+      const found = name === undefined ? "" : `, not ${quoted(name)}`;
+      settle(misuse(`as comes first, and then the name of a program: ${alternatives(PREDECESSORS)}${found}`));
+    });
   program.addHelpText(
     "after",
     `
@@ -144,6 +198,8 @@ Examples:
   transplice -f /etc/usocksd.toml         run with a configuration written for usocksd
   transplice check my.toml                is it valid?
   transplice passwd alice                 a line for [users]
+  transplice migrate /etc/redsocks.conf   the same in our own file, and what changes
+  transplice as redsocks -c my.conf       run with a configuration of redsocks
   transplice -f my.toml -loglevel debug   run and say more
 `,
   );
@@ -157,7 +213,26 @@ function passwd(user: string | undefined, options: Options): Command {
   return Object.freeze({ kind: "passwd", user: user ?? null });
 }
 
+function migration(file: string | undefined, options: Options): Command {
+  const { from, ignoreUnsupported, ...others } = options;
+  if (file === undefined) return misuse("migrate needs the name of a file");
+  if (Object.keys(others).length > 0) return misuse("migrate takes a file, --from and --ignore-unsupported");
+  const program = from === undefined ? null : (FROM.find((name) => name === from) ?? undefined);
+  if (program === undefined) return misuse(`--from takes ${alternatives(FROM)}, not ${quoted(from!)}`);
+  return Object.freeze({ kind: "migrate", file, from: program, ignoreUnsupported: ignoreUnsupported ?? false });
+}
+
+const FROM: readonly ProgramName[] = [...PREDECESSORS, "transplice"];
+
+/** migrate's flags, where there is no migrate. */
+function ofMigrate({ from, ignoreUnsupported }: Options): Command | null {
+  if (from !== undefined) return misuse("--from is a flag of migrate");
+  return ignoreUnsupported === undefined ? null : misuse("--ignore-unsupported is a flag of migrate");
+}
+
 interface Options {
+  readonly from?: string;
+  readonly ignoreUnsupported?: boolean;
   readonly file?: string;
   readonly logfile?: string;
   readonly loglevel?: string;
@@ -173,7 +248,8 @@ function frozenCommand(kind: "run" | "check", file: string | undefined, options:
   if (options.logformat !== undefined)
     overrides.push({ key: "log.format", text: options.logformat, from: "-logformat" });
   for (const override of overrides) Object.freeze(override);
-  return Object.freeze({ kind, file: file ?? DEFAULT_FILE, overrides: Object.freeze(overrides) });
+  const common = { file: file ?? DEFAULT_FILE, overrides: Object.freeze(overrides), reading: OWN };
+  return Object.freeze(kind === "run" ? { kind, ...common, process: null } : { kind, ...common });
 }
 
 /** What commander would call too many arguments. */
@@ -182,7 +258,7 @@ function strayOperand(operands: readonly string[], program: Program): string | n
   if (name === undefined) return null;
   const names = program.commands.map((command) => command.name());
   if (names.includes(name)) {
-    if (operands.length <= 2) return null;
+    if (operands.length <= 2 || name === "as") return null;
     // What stands there may be a password, which has no business on a command line.
     return name === "passwd" ? "passwd takes one name, and asks for the password" : `${name} takes one file`;
   }
@@ -247,7 +323,7 @@ function print(text: string, stream: "stdout" | "stderr", exitCode: number): Com
 }
 
 /** Two directories up both from dist/src/ and from an installed package's dist/src/. */
-function packageVersion(): string {
+export function packageVersion(): string {
   const text = readFileSync(new URL("../../package.json", import.meta.url), "utf8");
   return (JSON.parse(text) as { version: string }).version;
 }

@@ -2,20 +2,22 @@
 /**
  * The process: argv, signals, exit code.
  */
+import { basename } from "node:path";
 import { linux } from "../native-bindings/syscalls.ts";
-import { type Command, parseCommandLine } from "./cli.ts";
+import { type Command, packageVersion, parseCommandLine } from "./cli.ts";
 import { readEnvironment } from "./config/environment.ts";
-import { loadConfig } from "./config/file.ts";
-import { problemText } from "./config/problem.ts";
+import { loadConfig, OWN, readText } from "./config/file.ts";
+import { migrate } from "./config/migrate.ts";
+import { type Problem, problemText } from "./config/problem.ts";
+import type { ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
+import { beginDaemon, daemonServes, takeOn, writePid } from "./control/identity.ts";
 import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
 import { ServiceManager } from "./control/systemd.ts";
 import { inherited } from "./control/upgrade.ts";
 import { hashPassword } from "./control/users.ts";
-
-const TOPIC = "transplice";
 
 async function main(command: Command): Promise<number> {
   switch (command.kind) {
@@ -26,9 +28,36 @@ async function main(command: Command): Promise<number> {
       return check(command);
     case "passwd":
       return passwd(command);
+    case "migrate":
+      return migrated(command);
+    case "version":
+      process.stdout.write(`redsocks/0.5 (transplice ${packageVersion()})\n`);
+      return 0;
     case "run":
       return run(command);
   }
+}
+
+async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "migrate" }): Promise<number> {
+  const text = await readText(file, OWN);
+  const done = typeof text === "string" ? migrate(text, file, from, { ignoreUnsupported }) : { problems: [text!] };
+  if ("problems" in done) {
+    for (const problem of done.problems) process.stderr.write(`${problemText(problem)}\n`);
+    return 1;
+  }
+  process.stdout.write(done.text);
+  return 0;
+}
+
+/** As the program would that we are called by: transocks and usocksd had a line of the log for it. */
+async function tellProblems(problems: readonly Problem[], as: ProgramName): Promise<void> {
+  if (as === "transplice" || as === "redsocks") {
+    for (const problem of problems) process.stderr.write(`${problemText(problem)}\n`);
+    return;
+  }
+  const log = new Log({ topic: as, level: "error", format: "plain", filename: null });
+  for (const problem of problems) log.error(problemText(problem));
+  await log.close();
 }
 
 async function passwd({ user }: Command & { kind: "passwd" }): Promise<number> {
@@ -42,25 +71,29 @@ async function passwd({ user }: Command & { kind: "passwd" }): Promise<number> {
   return 0;
 }
 
-async function check({ file, overrides }: Command & { kind: "check" }): Promise<number> {
-  const loaded = await loadConfig(file, overrides);
+async function check({ file, overrides, reading }: Command & { kind: "check" }): Promise<number> {
+  const loaded = await loadConfig(file, overrides, reading);
   if ("problems" in loaded) {
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return 1;
   }
   for (const warning of loaded.warnings) process.stderr.write(`warning: ${problemText(warning)}\n`);
-  process.stdout.write(`${file}: OK\n`);
+  // redsocks -t has nothing to say of a good file.
+  if (reading.as !== "redsocks") process.stdout.write(`${file}: OK\n`);
   return 0;
 }
 
-async function run({ file, overrides }: Command & { kind: "run" }): Promise<number> {
-  const loaded = await loadConfig(file, overrides);
+async function run(command: Command & { kind: "run" }): Promise<number> {
+  const { file, overrides, reading } = command;
+  const loaded = await loadConfig(file, overrides, reading);
   if ("problems" in loaded) {
-    for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
+    await tellProblems(loaded.problems, reading.as);
     return 1;
   }
+  const { identity } = loaded;
+  if (identity?.daemon === true && command.process?.foreground === false) return beginDaemon("--foreground");
   let { config } = loaded;
-  const log = new Log({ topic: TOPIC, ...config.log, defaults: { pid: process.pid } });
+  const log = new Log({ topic: reading.as, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) {
     process.stderr.write(`${file}: log.filename: ${log.fault}\n`);
     return 1;
@@ -68,12 +101,22 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const sys = linux();
   const environment = readEnvironment();
+  const pidfile = command.process?.pidfile ?? null;
+  const unwritten = pidfile === null ? null : writePid(pidfile);
+  // A successor is the user already who may no longer write there.
+  if (unwritten !== null && environment.handover !== null) log.warning(unwritten);
+  const unfit = (environment.handover === null ? unwritten : null) ?? (identity === null ? null : takeOn(identity));
+  if (unfit !== null) {
+    log.critical("cannot start", { error: unfit });
+    await log.close();
+    return 1;
+  }
   const manager = new ServiceManager(sys, environment);
   const service = new Service(sys, log, config, manager);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
   let work: Promise<unknown> = service.start(inherited(environment.handover)).then(async (wrong) => {
-    if (wrong.length === 0) return;
+    if (wrong.length === 0) return daemonServes();
     for (const text of wrong) log.critical("cannot start", { error: text });
     await log.close();
     process.exit(1);
@@ -94,7 +137,7 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   const reload = async (): Promise<void> => {
     manager.reloading(process.hrtime.bigint() / 1000n);
     log.warning("got signal", { signal: "SIGHUP" });
-    const again = await loadConfig(file, overrides);
+    const again = await loadConfig(file, overrides, reading);
     let wrong = "problems" in again ? again.problems.map(problemText) : [];
     if ("config" in again) {
       for (const warning of again.warnings) log.warning(problemText(warning));
@@ -135,4 +178,4 @@ async function run({ file, overrides }: Command & { kind: "run" }): Promise<numb
   return 0;
 }
 
-process.exitCode = await main(parseCommandLine(process.argv.slice(2)));
+process.exitCode = await main(parseCommandLine(process.argv.slice(2), basename(process.argv[1] ?? "")));

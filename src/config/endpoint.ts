@@ -95,6 +95,12 @@ const RANGES: Readonly<Record<string, AddressRange>> = {
   broadcast: "multicast",
 };
 
+/** What an address is besides a public one, in a word of the IANA registries; null: it is public. */
+export function specialOf(bytes: Uint8Array): string | null {
+  const range = ipaddr.fromByteArray([...bytes]).range();
+  return range === "unicast" ? null : range.replace(/[A-Z]/g, (c) => ` ${c.toLowerCase()}`);
+}
+
 /** "host:port", "[v6]:port", ":port"; null where the colons or brackets are not as they must be. */
 export function splitHostPort(
   text: string,

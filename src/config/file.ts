@@ -1,20 +1,32 @@
 /** The configuration file itself: read within bounds, and handed to the parser. */
 import { open } from "node:fs/promises";
-import { type Override, type Parsed, parseConfig } from "./parse.ts";
+import { type Override, parseConfig } from "./parse.ts";
 import type { Problem } from "./problem.ts";
+import { type Loaded, parseAs, type ProgramName } from "./program.ts";
 
 export const DEFAULT_FILE = "/etc/transplice.toml";
+
+/** Whose file it is, and what is to be thought of it. */
+export interface Reading {
+  readonly as: ProgramName;
+  /** Without the file, the defaults hold. */
+  readonly optional: boolean;
+  /** What we have nothing for is a warning, not a problem. */
+  readonly ignoreUnsupported: boolean;
+}
+
+export const OWN: Reading = { as: "transplice", optional: false, ignoreUnsupported: false };
 
 /** A configuration of this size was meant to be another file (a log, a device). */
 const FILE_BYTES_MAX = 1024 * 1024;
 
 /** Never rejects: a file that cannot be read is a problem like any other. */
 export async function loadConfig(
-  file: string,
-  overrides: readonly Override[] = [],
-): Promise<Parsed> {
-  const text = await readText(file);
-  if (typeof text === "string") return parseConfig(text, file, overrides);
+  file: string, overrides: readonly Override[] = [], reading: Reading = OWN,
+): Promise<Loaded> {
+  const text = await readText(file, reading);
+  if (typeof text === "string") return parseAs(reading.as, text, file, overrides, reading);
+  if (text === null) return parseAs(reading.as, "", `no ${file}, so the defaults`, overrides, reading);
   // The flags are judged all the same, so that one start shows all there is to mend; of what an
   // empty file lacks, nobody wants to hear.
   const parsed = parseConfig('proxy_url = "direct:"', file, overrides);
@@ -23,21 +35,23 @@ export async function loadConfig(
   });
 }
 
-async function readText(file: string): Promise<string | Problem> {
+/** null: there is none, and none is needed. */
+export async function readText(file: string, { as, optional }: Reading): Promise<string | Problem | null> {
   const problem = (message: string, line: number | null = null): Problem =>
     Object.freeze({ place: file, line, column: null, key: null, message });
   let bytes: Uint8Array;
   try {
     bytes = await readBytes(file);
   } catch (error) {
-    return problem(readFailure((error as NodeJS.ErrnoException).code ?? String(error)));
+    const code = (error as NodeJS.ErrnoException).code ?? String(error);
+    return optional && code === "ENOENT" ? null : problem(readFailure(code, as));
   }
   if (bytes.length > FILE_BYTES_MAX)
     return problem("is larger than 1 MiB; is it a configuration file?");
   try {
     return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch {
-    return problem("is not UTF-8 here, which TOML must be", lineOfBadUtf8(bytes));
+    return problem(`is not UTF-8 here, which ${as === "redsocks" ? "it" : "TOML"} must be`, lineOfBadUtf8(bytes));
   }
 }
 
@@ -58,9 +72,11 @@ async function readBytes(file: string): Promise<Uint8Array> {
   }
 }
 
-function readFailure(code: string): string {
+function readFailure(code: string, as: ProgramName): string {
   switch (code) {
     case "ENOENT":
+      if (as === "redsocks") return "does not exist; name another with -c FILE";
+      if (as === "usocksd") return "does not exist; name another with -f FILE";
       return 'does not exist; name another with -f FILE, or create it with at least proxy_url = "socks5://HOST:PORT"';
     case "EACCES":
       return "may not be read by this user; check its permissions and those of its directory";

@@ -39,11 +39,12 @@ export interface Override {
   readonly from: string;
 }
 
-/** `name` is what problems call the file. */
+/** `name` is what problems call the file. `assumed`: usocksd's file need not say that it is one. */
 export function parseConfig(
   text: string,
   name: string,
   overrides: readonly Override[] = [],
+  assumed: "egress" | null = null,
 ): Parsed {
   const problems: Problem[] = [];
   const syntax = parseSyntax(text, name);
@@ -52,6 +53,7 @@ export function parseConfig(
     return frozen({ problems: [syntax, ...problems] });
   }
   const file = new File(name, problems);
+  if (assumed === "egress") file.assumeEgress();
   for (const item of syntax.body[0].body) {
     if (item.type === "TOMLTable") file.table(item);
     else file.pair([], item);
@@ -183,6 +185,10 @@ class File {
       values[key] = value;
     }
     return values;
+  }
+
+  assumeEgress(): void {
+    this.#tables.add("incoming");
   }
 
   get hasEgress(): boolean {

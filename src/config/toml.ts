@@ -53,6 +53,11 @@ export function integerOf(node: AST.TOMLContentNode): number | null {
   return node.type === "TOMLValue" && node.kind === "integer" ? Number(node.bigint) : null;
 }
 
+/** A text as a value. TOML allows U+007F in no string, and half a character in none. */
+export function tomlString(text: string): string {
+  return JSON.stringify(text).replaceAll("\u007f", "\\u007f").replace(/\\ud[89a-f][0-9a-f]{2}/g, "\ufffd");
+}
+
 /** A value that stands in no file. */
 export function tomlValue(toml: string): AST.TOMLContentNode {
   const pair = parseTOML(`x = ${toml}`).body[0].body[0];
