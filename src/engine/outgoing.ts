@@ -86,7 +86,6 @@ export class Outgoing {
       const index = pool.choose(client, from, fromLength, to.bytes, destination, length, rank);
       if (index < 0) break;
       const slot = this.#slots[index]!;
-      if (rank > 0) exits.spilled(slot);
       this.#writeSource(index, length, client, from, fromLength);
       result = this.#open(to, at, index);
       if (result >= 0) {
@@ -95,6 +94,7 @@ export class Outgoing {
         return result;
       }
       if (result !== -EADDRNOTAVAIL) break;
+      exits.spilled(slot);
     }
     return result;
   }
