@@ -110,6 +110,8 @@ export class Session implements Task, Waiter, FrontHost {
   /** Its deadline is that for a name: it is set once. */
   #resolving = false;
   #attempt = 0;
+  /** Which of the front's candidates the server's socket leads to. */
+  #candidate = 0;
   /** The address that the first attempt goes to: another tunnel may change the preferred one. */
   #firstAddress = 0;
   #handshake: Handshake | null = null;
@@ -240,8 +242,11 @@ export class Session implements Task, Waiter, FrontHost {
       return this.#askedMs;
     }
     if (nowMs >= this.#dueMs) {
-      if (this.#phase === DIAL) this.#dialDue();
-      else if (this.#phase === FRONT) this.#afterFront(this.#front!.late());
+      if (this.#phase === DIAL) {
+        this.#dialDue();
+        // The next address stood at once: what is held or was read before has no event of its own.
+        if (this.#relays()) this.#engine.loop.enqueue(this);
+      } else if (this.#phase === FRONT) this.#afterFront(this.#front!.late());
       else if (this.#phase === REFUSED) this.#end(this.#why);
       else if (this.#phase === UPSTREAM) this.#end(ending("handshake-timeout"));
       else if (this.#phase === RESET) this.#awaitAcks();
@@ -282,13 +287,15 @@ export class Session implements Task, Waiter, FrontHost {
     const front = this.#front!;
     switch (outcome) {
       case "waits":
-        if (front.asks && !front.holds && this.#clientLeft()) return;
+        if (front.asks && this.#clientLeft()) return;
         if (front.resolves && !this.#resolving) {
           this.#resolving = true;
           this.#wait(this.#engine.nowMs + front.egress.settings.dnsMs + ANSWER_MS);
         }
         return;
       case "ready":
+        // Its FIN may have come together with the request: no event will tell of it again.
+        if (this.#clientLeft()) return;
         this.#enter(DIAL);
         this.#dialUntilMs = this.#engine.nowMs + this.#settings.dialMs;
         return this.#dialWave();
@@ -339,7 +346,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#closeServer(true);
     this.#enter(REFUSED);
     this.#wait(this.#engine.nowMs + REFUSED_MS);
-    this.#linger();
+    if (this.#linger()) this.#engine.loop.enqueue(this);
   }
 
   /**
@@ -406,7 +413,8 @@ export class Session implements Task, Waiter, FrontHost {
     const direct = upstream.kind === "direct";
     if (!direct && upstream.addresses.length === 0) return this.#end(ending("no-address"));
     const destination = this.row + DESTINATION;
-    if (this.#fronted) this.#writeCandidate(this.#attempt);
+    this.#candidate = this.#attempt;
+    if (this.#fronted) this.#writeCandidate(this.#candidate);
     const memory = direct
       ? rows
       : upstream.addresses[(this.#firstAddress + this.#attempt) % upstream.addresses.length]!.memory;
@@ -491,7 +499,7 @@ export class Session implements Task, Waiter, FrontHost {
 
   #won(racer: Racer): void {
     this.#closeServer(true);
-    this.#writeCandidate(racer.candidate);
+    this.#candidate = racer.candidate;
     this.#slot = racer.slot;
     const result = this.server.adopt(racer);
     this.#racers.splice(this.#racers.indexOf(racer), 1);
@@ -557,6 +565,7 @@ export class Session implements Task, Waiter, FrontHost {
   #grant(): void {
     const { sys, rows } = this.#engine;
     this.#closeRacers();
+    this.#writeCandidate(this.#candidate); // Racers have written theirs.
     sys.getsockname(this.server.fd, rows, this.row + SOURCE);
     if (!this.#front!.reply(0, rows, this.row + SOURCE)) return this.#end(ending("client-left"));
     this.#startRelay();
@@ -590,9 +599,9 @@ export class Session implements Task, Waiter, FrontHost {
     this.#end(errno === ETIMEDOUT ? ending("dial-timeout", errno) : ending("dial-failed", errno));
   }
 
-  /** Silence may be the egress address's fault; a refusal is the destination's. */
+  /** Silence may be the egress address's fault; a refusal is the destination's, a shortage ours. */
   #countFailure(slot: number, errno: number): void {
-    if (slot === NO_SLOT || errno === ECONNREFUSED) return;
+    if (slot === NO_SLOT || errno === ECONNREFUSED || isShortage(errno)) return;
     this.#engine.exits.failed(slot);
   }
 
@@ -776,6 +785,8 @@ export class Session implements Task, Waiter, FrontHost {
     if (!client.finished && !client.broken) return false;
     if (!client.broken) {
       if (this.#upFlow !== null && this.#upFlow.held > 0) return false;
+      // What stands behind a login that is being verified is still to be read.
+      if (this.#fronted && this.#front!.holds) return false;
       const { sys, scratch } = this.#engine;
       const result = sys.recv(client.fd, scratch, 0, 1, MSG_PEEK);
       if (result > 0 || result === -EAGAIN || result === -EINTR) return false;
