@@ -12,7 +12,7 @@ import {
   EADDRINUSE, EADDRNOTAVAIL, EAGAIN, ECONNABORTED, EEXIST, EINPROGRESS, EINTR, EINVAL, EMFILE,
   ENETDOWN, ENETUNREACH, ENFILE, ENOBUFS, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, ENOTCONN, EPERM,
   EPIPE, AF_INET, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE,
-  EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, F_GETPIPE_SZ, F_SETPIPE_SZ, IP_TRANSPARENT,
+  EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, F_GETPIPE_SZ, F_SETPIPE_SZ, IP_FREEBIND, IP_TRANSPARENT,
   IPV6_TRANSPARENT, MSG_OOB, MSG_PEEK, MSG_TRUNC, O_NONBLOCK, SHUT_RD, SHUT_WR, SIOCOUTQ, SO_ERROR,
   SO_OOBINLINE, SO_ORIGINAL_DST, SO_REUSEPORT, SOCK_NONBLOCK, SOL_IP, SOL_IPV6, SOL_SOCKET,
 } from "../../native-bindings/constants.ts";
@@ -45,6 +45,10 @@ export interface KernelOptions extends NetworkOptions {
   readonly widePipes: number;
   /** fs.pipe-max-size */
   readonly pipeBytesMax: number;
+  /** Source addresses ("192.0.2.1") all of whose ports are taken. */
+  readonly portless: readonly string[];
+  /** Addresses that the host has not: bound only by IP_FREEBIND. */
+  readonly absent: (bytes: Uint8Array) => boolean;
 }
 
 /** Nothing hostile: for comparing with the real kernel. */
@@ -53,6 +57,7 @@ export const BENIGN: KernelOptions = {
   lateChance: 0, spuriousChance: 0, interruptChance: 0, preemptionChance: 0, atOnceChance: 1,
   widePipes: 1000, pipeBytesMax: 1 << 20, latencyUs: [10, 10], sendBuffer: [1 << 18, 1 << 18],
   receiveBuffer: [1 << 17, 1 << 17], segmentBytesMax: 65536,
+  portless: [], absent: () => false,
 };
 
 const PAGE = 4096;
@@ -277,6 +282,8 @@ export class SimulatedKernel implements Syscalls {
     const wanted = readSockaddr(address, at);
     const shared = options.get(key(SOL_SOCKET, SO_REUSEPORT)) === 1;
     if (this.network.listening(wanted).length > 0 && !shared) return -EADDRINUSE;
+    const free = options.get(key(SOL_IP, IP_FREEBIND)) === 1;
+    if (!free && this.options.absent(wanted.bytes)) return -EADDRNOTAVAIL;
     tcp.local = wanted.port === 0 ? { ...wanted, port: this.network.ephemeralPort() } : wanted;
     return this.#effect(0);
   }
@@ -324,8 +331,12 @@ export class SimulatedKernel implements Syscalls {
     if (tcp.state !== "closed" || tcp.remote !== null) fail("connect() for the second time");
     const fault = this.#fault("connect", [EADDRNOTAVAIL, ENETUNREACH, ENOBUFS, EPERM]);
     if (fault < 0) return fault;
+    // ip_local_port_range is used up; bind(2) took no port (IP_BIND_ADDRESS_NO_PORT).
+    if (this.options.portless.includes(tcp.local?.bytes.join(".") ?? "")) return -EADDRNOTAVAIL;
+    const to = readSockaddr(address, at);
+    if (tcp.local !== null && tcp.local.bytes.length !== to.bytes.length) fail("connect() to another family");
     const atOnce = this.random.chance(this.options.atOnceChance);
-    tcp.connect(readSockaddr(address, at), null, atOnce);
+    tcp.connect(to, null, atOnce);
     return this.#effect(-EINPROGRESS);
   }
 
@@ -478,6 +489,14 @@ export class SimulatedKernel implements Syscalls {
     this.#enter();
     if ((flags & O_NONBLOCK) === 0) fail("an eventfd that blocks");
     return this.#open({ kind: "eventfd", count: initial, watches: [] });
+  }
+
+  /** Another thread writes 1 to an eventfd. */
+  ring(fd: number): void {
+    const file = this.#file(fd);
+    if (file.kind !== "eventfd") fail(`fd ${fd} is no eventfd`);
+    file.count++;
+    this.#wake(file, EPOLLIN);
   }
 
   // Pipes.

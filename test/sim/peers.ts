@@ -45,14 +45,14 @@ export interface Script {
 }
 
 /** How much there is to say, one way. */
-export function drawBytes(random: Random, bulk: boolean): number {
+function drawBytes(random: Random, bulk: boolean): number {
   if (bulk) return random.between(0, random.pick([0, 100_000, 1_000_000]));
   const most = random.pick([0, 1, 200, 4000, 20_000, 100_000, 400_000]);
   return most <= 1 ? most : random.size(1, most);
 }
 
 /** `expected`: what the other has to say. Nobody is so slow that a deadline passes meanwhile. */
-export function drawScript(random: Random, bytes: number, expected: number): Script {
+function drawScript(random: Random, bytes: number, expected: number): Script {
   const slow = random.chance(0.2);
   const readPauseUs = slow ? random.size(100, 100_000) : random.pick([0, 100, 2000]);
   const readsMax = 10e6 / Math.max(1, readPauseUs);
@@ -82,6 +82,37 @@ export function drawScript(random: Random, bytes: number, expected: number): Scr
     },
     finFirst: random.chance(0.5),
   };
+}
+
+/** Who speaks when. */
+const CONVERSATIONS = [
+  ["freely", "freely"], ["last", "freely"], ["freely", "last"], ["lead", "follow"],
+  ["follow", "lead"],
+] as const;
+
+/** What the client and the server of one tunnel do. */
+export function drawConversation(random: Random, bulk: boolean): [Script, Script] {
+  const [up, down] = [drawBytes(random, bulk), drawBytes(random, bulk)];
+  const [clientManners, serverManners] = random.pick(
+    up > 0 && down > 0 ? CONVERSATIONS : [["freely", "freely"]] as const,
+  );
+  const client = { ...drawScript(random, up, down), manners: clientManners };
+  // A server's urgent byte may be lost: see Session's #keepUrgentInline().
+  const server = { ...drawScript(random, down, up), manners: serverManners, urgent: false };
+  // One talks to a wall, and resets at last: what it said can never be delivered.
+  return random.chance(0.03) ? makeWall(client, server, random) : [client, server];
+}
+
+function makeWall(client: Script, server: Script, random: Random): [Script, Script] {
+  const talks = (script: Script): Script => ({
+    ...script, bytes: 1_000_000, chunkMax: 20_000, manners: "freely", ending: "reset", stall: null,
+    leaves: { afterBytes: Infinity, afterUs: random.size(1e5, 5e6) },
+  });
+  const hears = (script: Script): Script => ({
+    ...script, manners: "freely", ending: "hold",
+    stall: { afterBytes: random.size(1, 1000), us: Infinity },
+  });
+  return random.chance(0.5) ? [talks(client), hears(server)] : [hears(client), talks(server)];
 }
 
 /** Between two calls of one actor; nobody keeps anything in it. */
@@ -120,10 +151,10 @@ export class Application {
   over = false;
   readonly beganUs: number;
 
-  /** `preface` goes in front of the stream, glued to it or not. */
+  /** `preface` goes in front of the stream, glued to it or not; `sent` of the stream is said already. */
   constructor(
     network: Network, tcp: Tcp, script: Script, sends: number, expects: number,
-    preface: Uint8Array = new Uint8Array(0),
+    preface: Uint8Array = new Uint8Array(0), sent = 0,
   ) {
     this.#network = network;
     this.#random = network.random;
@@ -132,6 +163,7 @@ export class Application {
     this.#sends = sends;
     this.#expects = expects;
     this.#preface = preface;
+    this.sent = sent;
     this.beganUs = network.nowUs;
     tcp.onWake = () => this.#wake();
     const { ending, leaves } = script;
@@ -177,7 +209,7 @@ export class Application {
       this.#readSoon = true;
       this.#network.after(1 + this.#random.between(0, readPauseUs), () => this.#read());
       this.#wake(); // What it has waited for may be there.
-    } else if (got === 0 && !this.#writeFailed) {
+    } else if (got === 0 && !this.#writeFailed && this.tcp.hasEnd) {
       this.sawEnd = true;
       this.#maybeEnd();
       this.#wake();

@@ -158,6 +158,8 @@ export class Tcp {
   /** An RST came while this end was not closed: the truth about how the connection ended. */
   wasReset = false;
   resetAtUs = 0;
+  /** When the other end's FIN came; Infinity: not yet. */
+  endAtUs = Infinity;
   /** When its owner closed it; Infinity: not yet. */
   closedAtUs = Infinity;
   /** An RST has left from here. */
@@ -595,6 +597,7 @@ export class Tcp {
     if (this.state === "closed") return this.#sendReset();
     const peer = this.#peer!;
     this.#finReceived = true;
+    this.endAtUs = this.#network.nowUs;
     this.#receiveShut = true;
     this.#deliver(() => peer.#onFinAck());
     if (this.#finAcked) this.#die();

@@ -1,6 +1,7 @@
 /**
- * The engine on the simulated kernel: each seed makes a world of its own (see sim/world.ts), the
- * engine runs in it until everyone is done, and then the world judges what its peers have seen.
+ * The engine on the simulated kernel: each seed makes two worlds of its own (see sim/world.ts), one
+ * of redirected connections and one of SOCKS clients. The engine runs in each until everyone is
+ * done, and then the world judges what its peers have seen.
  *
  * SEEDS=n plays more of them, SEED=n one alone. A failure names its seed.
  */
@@ -13,7 +14,7 @@ import type { Memory } from "../../native-bindings/syscalls.ts";
 import { Admission, admissionBytes } from "../../src/engine/admission.ts";
 import { countersBytes, countersRow, TUNNELS } from "../../src/engine/counters.ts";
 import { REASONS } from "../../src/engine/ending.ts";
-import { Engine, rowsBytes } from "../../src/engine/engine.ts";
+import { type Answer, Engine, rowsBytes } from "../../src/engine/engine.ts";
 import { egressCountersBytes } from "../../src/engine/egress-counters.ts";
 import { QUOTA_BYTES } from "../../src/engine/quota.ts";
 import { socksCountersBytes } from "../../src/engine/socks-counters.ts";
@@ -23,7 +24,9 @@ import type { Source, Task } from "../../src/engine/loop.ts";
 import { LOOPS_BYTES } from "../../src/engine/loops.ts";
 import { readSockaddr, type SimulatedKernel } from "../sim/kernel.ts";
 import { WrongByte } from "../sim/peers.ts";
-import { sockaddr, World } from "../sim/world.ts";
+import { RedirectedWorld } from "../sim/redirected-world.ts";
+import { SocksWorld } from "../sim/socks-world.ts";
+import { sockaddr, type World } from "../sim/world.ts";
 
 /** In virtual time: by then every deadline has passed many times over. */
 const LIVENESS_MS = 3 * 3600e3;
@@ -43,7 +46,7 @@ class Bell implements Source, Task {
   }
 }
 
-/** Large, and what one world leaves there is of no account in the next. */
+/** Large; each world begins with all of it zero. */
 const COUNTED = {
   quotas: new SharedArrayBuffer(QUOTA_BYTES),
   socks: new SharedArrayBuffer(socksCountersBytes(1)),
@@ -52,6 +55,7 @@ const COUNTED = {
 
 function play(world: World, endings: Map<string, number>): void {
   const { kernel, limits, settings } = world;
+  for (const memory of Object.values(COUNTED)) new Uint8Array(memory).fill(0);
   const shared = {
     ledger: new SharedArrayBuffer(4096),
     admission: new SharedArrayBuffer(admissionBytes(1)),
@@ -61,24 +65,29 @@ function play(world: World, endings: Map<string, number>): void {
   };
   const journalMemory = new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS));
   const listener = makeListener(kernel, world);
+  const bell = new Bell();
+  const bellFd = kernel.eventfd(0, O_NONBLOCK);
+  const count = kernel.memory(8);
+  const answers: Answer[] = [];
+  const receive = (answer: Answer): void => {
+    answers.push(answer);
+    kernel.ring(bellFd);
+  };
   const engine = new Engine({
     sys: kernel, clock: () => Math.floor(kernel.now()), wallClock: () => kernel.now(),
     limits, settings, shared, worker: 0, incarnation: 0,
     own: { rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)), journal: journalMemory },
-    ask: () => assert.fail("a question, although nobody speaks SOCKS"), toAscii: (name) => name,
+    ask: (question) => world.ask(question, receive), toAscii: (name) => name,
   });
   const admission = new Admission(shared.admission, kernel);
-  const bell = new Bell();
-  const bellFd = kernel.eventfd(0, O_NONBLOCK);
-  const count = kernel.memory(8);
   admission.setEventfd(0, bellFd);
   admission.setLimit(world.tunnelsMax);
   assert.equal(engine.loop.add(bellFd, EPOLLIN, engine.loop.number(bell)), 0);
-  engine.listen(listener, "transparent");
+  engine.listen(listener, world.role);
   kernel.unleash();
 
   let [listening, cut, configured] = [true, false, false];
-  while (!world.over || engine.tunnels > 0) {
+  while (!world.over || engine.tunnels > 0 || answers.length > 0) {
     const { sleeps, pipesWithBytes } = kernel;
     const { lent } = engine.pipes;
     engine.turn();
@@ -87,6 +96,7 @@ function play(world: World, endings: Map<string, number>): void {
     if (bell.rung) {
       bell.rung = false;
       kernel.read(bellFd, count, 0, 8);
+      for (const answer of answers.splice(0)) engine.answer(answer);
       engine.resumeAccepting();
     }
     const now = kernel.now();
@@ -101,9 +111,7 @@ function play(world: World, endings: Map<string, number>): void {
     }
     if (!configured && now >= world.configureMs) {
       configured = true;
-      const { upstream } = settings;
-      const addresses = upstream.addresses.toReversed();
-      engine.configure({ ...settings, upstream: { ...upstream, addresses } });
+      engine.configure(world.reconfigured());
     }
     if (now > LIVENESS_MS) assert.fail(`not over in time:\n${world.unfinished()}`);
   }
@@ -113,17 +121,22 @@ function play(world: World, endings: Map<string, number>): void {
   const journal = new Journal(journalMemory);
   for (let record = journal.read(); record !== null; record = journal.read()) {
     if (record.kind !== ENDED) continue;
-    const { addresses: bytes, bytesUp, bytesDown, wallMs: endedMs } = record;
-    const beganMs = endedMs - record.durationMs;
+    const { addresses: bytes, wallMs: endedMs, detail, text, version, name, user } = record;
+    const { bytesUp, bytesDown, durationMs } = record;
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const reason = REASONS[record.reason]!;
     endings.set(reason, (endings.get(reason) ?? 0) + 1);
-    world.ended(readSockaddr({ bytes, view }, 28), {
-      reason, detail: record.detail, beganMs, endedMs, bytesUp, bytesDown,
+    const [client, destination, source] = [0, 28, 56].map((at) => readSockaddr({ bytes, view }, at));
+    world.ended({
+      reason, detail, text, version, name, user, bytesUp, bytesDown, endedMs,
+      beganMs: endedMs - durationMs,
+      client: client!, destination: destination!, source: source!,
     });
   }
   world.judge();
 
+  assert.equal(engine.names.asked, 0, "names are waited for");
+  assert.equal(engine.racers.lent, 0, "racers are lent");
   engine.dispose();
   if (listening) kernel.close(listener);
   kernel.close(bellFd);
@@ -133,6 +146,7 @@ function play(world: World, endings: Map<string, number>): void {
   assert.equal(countersRow(shared.counters, 0)[TUNNELS], 0);
   const ports = new Int32Array(shared.loops).subarray(0, 65536);
   assert(ports.every((port) => port === 0), "ports are left");
+  world.judgeCounted(shared);
 }
 
 function makeListener(kernel: SimulatedKernel, world: World): number {
@@ -151,17 +165,21 @@ const one = process.env["SEED"];
 const first = one === undefined ? 1 : Number(one);
 const seeds = one === undefined ? Number(process.env["SEEDS"] ?? 3000) : 1;
 
-it(`holds in ${seeds} simulated worlds from SEED=${first} on`, (t) => {
-  const endings = new Map<string, number>();
-  for (let seed = first; seed < first + seeds; seed++) {
-    const world = new World(seed);
-    try {
-      play(world, endings);
-    } catch (error) {
-      const finder = error instanceof WrongByte ? `${world.describe(error.finder)}\n` : "";
-      const message = `${(error as Error).message}\n${finder}${world.describeSettings()}`;
-      throw new Error(`SEED=${seed}: ${message}`, { cause: error });
+const WORLDS = { redirected: RedirectedWorld, socks: SocksWorld };
+
+for (const [kind, Kind] of Object.entries(WORLDS)) {
+  it(`holds in ${seeds} simulated worlds of kind ${kind} from SEED=${first} on`, (t) => {
+    const endings = new Map<string, number>();
+    for (let seed = first; seed < first + seeds; seed++) {
+      const world = new Kind(seed);
+      try {
+        play(world, endings);
+      } catch (error) {
+        const finder = error instanceof WrongByte ? `${world.describe(error.finder)}\n` : "";
+        const message = `${(error as Error).message}\n${finder}${world.describeSettings()}`;
+        throw new Error(`SEED=${seed} (${kind}): ${message}`, { cause: error });
+      }
     }
-  }
-  t.diagnostic([...endings].sort().map(([reason, times]) => `${reason} ${times}`).join(", "));
-});
+    t.diagnostic([...endings].sort().map(([reason, times]) => `${reason} ${times}`).join(", "));
+  });
+}
