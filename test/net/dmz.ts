@@ -13,7 +13,7 @@
  *
  * And destinations that lead nowhere, each in its own way: see NOWHERE.
  */
-import { type Peer, text } from "./actors.ts";
+import { type Listener, type Peer, text } from "./actors.ts";
 import { BLACK_HOLE, type Family, FAMILIES, type Network, PROXY, RELAY, SERVER } from "./network.ts";
 import { Relay, type Settings, type StartOptions } from "./relay.ts";
 import { haveIPv6, type Host, shadow } from "./sandbox.ts";
@@ -53,7 +53,7 @@ export const NOWHERE = {
   noRoute: { 4: "203.0.113.161", 6: "2001:db8:dead:1::1" },
   /** The DMZ host itself knows better than to try: EHOSTUNREACH. */
   unreachable: { 4: "203.0.113.177", 6: "2001:db8:dead:2::1" },
-  /** A router of the internet says so: ICMP host unreachable. */
+  /** A router of the internet says so: ICMP host unreachable; ICMPv6 no route, ENETUNREACH. */
   icmpUnreachable: { 4: "203.0.113.193", 6: "2001:db8:dead:3::1" },
   /** A firewall of the internet says so: ICMP administratively prohibited. */
   icmpProhibited: { 4: "203.0.113.209", 6: "2001:db8:dead:4::1" },
@@ -150,10 +150,20 @@ export function web(stage: Stage, addresses: readonly string[] = servers(), port
 
 const servers = (): string[] => FAMILIES.map((family) => SERVER[family]);
 
-/** What a web server sees of one who asks it through a tunnel that stands. */
+/** What comes to a port of the server is sent back, and an end with it. */
+export function echo(stage: Stage, port = 7): Listener {
+  dmz(stage.net);
+  return stage.listen(stage.net.internet, SERVER[4], port, (peer) => {
+    peer.socket.removeAllListeners("data");
+    peer.socket.pipe(peer.socket);
+  });
+}
+
+/** What a web server sees of one who asks it through a tunnel that stands, and ends it. */
 export async function seen(peer: Peer, host = "web.test"): Promise<Seen> {
   peer.write(`GET / HTTP/1.1\r\nHost: ${host}\r\nConnection: close\r\n\r\n`);
   const { data } = await peer.rest();
+  peer.destroy();
   const [head, body = ""] = String(data).split("\r\n\r\n");
   if (!/^HTTP\/1\.1 200 /.test(head ?? "")) throw new Error(`no answer but ${JSON.stringify(head)}`);
   const json = body.slice(body.indexOf("{"), body.lastIndexOf("}") + 1);
@@ -173,7 +183,5 @@ export async function sourceOf(
     port: options.port ?? 80,
     from: client,
   });
-  const { peer: source } = await seen(peer);
-  peer.destroy();
-  return source;
+  return (await seen(peer)).peer;
 }
