@@ -21,7 +21,7 @@ const DIRECTIONS: readonly { of: RegExp; may: readonly RegExp[] }[] = [
   { of: /^src\/engine\//, may: [/^src\/engine\/(?!session|front|route|engine|egress\.|outgoing)/, /^native-bindings\//] },
   { of: /^src\/worker\.ts$/, may: [/^src\/engine\//, /^native-bindings\//, /^node:(worker_threads|url)$/] },
   { of: /^src\/config\//, may: [/^src\/config\//, /^src\/policy\//, /^src\/protocol\/handshake\.ts$/, /^native-bindings\/constants\.ts$/, /^node:/, /^(toml-eslint-parser|fastest-levenshtein|ipaddr\.js)$/] },
-  { of: /^src\/(control\/|main\.ts$|cli\.ts$)/, may: [/^src\//, /^native-bindings\//, /^node:/, /^(commander|prom-client)$/] },
+  { of: /^src\/(control\/|main\.ts$|cli\.ts$|predecessor\.ts$)/, may: [/^src\//, /^native-bindings\//, /^node:/, /^(commander|prom-client)$/] },
   { of: /^test\//, may: [/./] },
   { of: /^bench\//, may: [/^bench\//, /^src\//, /^native-bindings\//, /^test\/net\//, /^node:/, /^(tinybench|autocannon|koffi)$/] },
 ];

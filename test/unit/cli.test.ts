@@ -10,8 +10,13 @@ const parse = (line: string): Command => parseCommandLine(line === "" ? [] : lin
 function told(command: Command): string {
   if (command.kind === "print") return `${command.stream} ${command.exitCode}: ${command.text.split("\n")[0]}`;
   if (command.kind === "passwd") return command.user === null ? "passwd" : `passwd ${command.user}`;
+  if (command.kind === "migrate") return `migrate ${command.file} ${command.from}${command.ignoreUnsupported ? " ignoring" : ""}`;
+  if (command.kind === "version") return "version";
   const overrides = command.overrides.map(({ key, text, from }) => ` ${from}:${key}=${text}`).join("");
-  return `${command.kind} ${command.file}${overrides}`;
+  const { as, optional, ignoreUnsupported } = command.reading;
+  const reading = as === "transplice" ? "" : ` as ${as}${optional ? "?" : ""}${ignoreUnsupported ? " ignoring" : ""}`;
+  const own = command.kind === "run" && command.process !== null ? ` ${JSON.stringify(command.process)}` : "";
+  return `${command.kind} ${command.file}${overrides}${reading}${own}`;
 }
 
 const GOOD: readonly [string, string][] = [
@@ -40,6 +45,12 @@ const GOOD: readonly [string, string][] = [
   ["passwd alice", "passwd alice"],
   ["passwd a@b.c", "passwd a@b.c"],
   ["passwd -- -x", "passwd -x"],
+  ["migrate x.conf", "migrate x.conf null"],
+  ["migrate x.conf --from redsocks --ignore-unsupported", "migrate x.conf redsocks ignoring"],
+  ["-from=usocksd migrate x", "migrate x usocksd"],
+  ["as transocks -f x", "run x as transocks"],
+  ["as usocksd", "run /etc/usocksd.toml as usocksd?"],
+  ["as redsocks -t", "check redsocks.conf as redsocks"],
 ];
 
 const BAD: readonly [string, string][] = [
@@ -53,11 +64,19 @@ const BAD: readonly [string, string][] = [
   ["-f=", "stderr 2: transplice: -f needs the name of a file"],
   ["-h=1", "stderr 2: transplice: -h takes no value"],
   ["chek x", 'stderr 2: transplice: "chek" is not a command; did you mean check?'],
-  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd'],
+  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd, migrate, as'],
   ["x.toml", 'stderr 2: transplice: "x.toml" is not a command; a configuration file is given as -f x.toml'],
   ["check a b", "stderr 2: transplice: check takes one file"],
   ["check a -f b", "stderr 2: transplice: check takes one file, as -f FILE or without -f"],
-  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd'],
+  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd, migrate, as'],
+  ["migrate", "stderr 2: transplice: migrate needs the name of a file"],
+  ["migrate x -f y", "stderr 2: transplice: migrate takes a file, --from and --ignore-unsupported"],
+  ["migrate x --from dante", 'stderr 2: transplice: --from takes transocks, usocksd, redsocks or transplice, not "dante"'],
+  ["--from redsocks", "stderr 2: transplice: --from is a flag of migrate"],
+  ["check x --ignore-unsupported", "stderr 2: transplice: --ignore-unsupported is a flag of migrate"],
+  ["as", "stderr 2: transplice: as comes first, and then the name of a program: transocks, usocksd or redsocks"],
+  ["as dante", 'stderr 2: transplice: as comes first, and then the name of a program: transocks, usocksd or redsocks, not "dante"'],
+  ["-f x as redsocks", 'stderr 2: transplice: as comes first, and then the name of a program: transocks, usocksd or redsocks, not "redsocks"'],
   ["pass x", 'stderr 2: transplice: "pass" is not a command; did you mean passwd?'],
   ["passwd alice S3cret", "stderr 2: transplice: passwd takes one name, and asks for the password"],
   ["passwd -f x", "stderr 2: transplice: passwd takes a name and no flags"],
@@ -97,6 +116,35 @@ test("help and version go to standard output and exit with 0", () => {
   }
 });
 
+test("called by a predecessor's name, its command line is that program's", () => {
+  const cases: readonly [string, string, string][] = [
+    ["transocks", "", "run /etc/transocks.toml as transocks"],
+    ["transocks", "-f=x --loglevel debug", "run x -loglevel:log.level=debug as transocks"],
+    ["transocks", "-f x check -x", "run x as transocks"],
+    ["transocks", "-f x -- -x", "run x as transocks"],
+    ["transocks", "-version", "stderr 2: flag provided but not defined: -version"],
+    ["transocks", "-f", "stderr 2: flag needs an argument: -f"],
+    ["transocks", "---f", "stderr 2: bad flag syntax: ---f"],
+    ["transocks", "-h", "stderr 0: Usage of transocks:"],
+    ["usocksd", "-help", "stderr 0: Usage of usocksd:"],
+    ["usocksd", "", "run /etc/usocksd.toml as usocksd?"],
+    ["usocksd", "-f /etc/usocksd.toml", "run /etc/usocksd.toml as usocksd"],
+    ["redsocks", "", 'run redsocks.conf as redsocks {"pidfile":null,"foreground":false}'],
+    ["redsocks", "-c x -p y", 'run x as redsocks {"pidfile":"y","foreground":false}'],
+    ["redsocks", "-cx -py --foreground", 'run x as redsocks {"pidfile":"y","foreground":true}'],
+    ["redsocks", "-tc x --ignore-unsupported", "check x as redsocks ignoring"],
+    ["redsocks", "-t -v", "version"],
+    ["redsocks", "-?", "stdout 0: Usage: redsocks [-?hvt] [-c config] [-p pidfile]"],
+    ["redsocks", "-x", "stderr 1: redsocks: invalid option -- 'x'"],
+    ["redsocks", "-c", "stderr 1: redsocks: option requires an argument -- 'c'"],
+    ["redsocks", "x", "stderr 1: redsocks: x is not expected"],
+    ["main.js", "check x", "check x"],
+  ];
+  for (const [name, line, expected] of cases) {
+    assert.equal(told(parseCommandLine(line === "" ? [] : line.split(" "), name)), expected, `${name} ${line}`);
+  }
+});
+
 test("a command is frozen", () => {
   for (const line of ["-loglevel x", "check", "passwd a", "-h", "-x"]) assert.ok(Object.isFrozen(parse(line)), line);
   const command = parse("-loglevel x");
@@ -105,15 +153,15 @@ test("a command is frozen", () => {
 
 test("whatever words come, there is one answer", () => {
   const word = fc.oneof(
-    fc.constantFrom("-f", "--f", "-f=x", "check", "passwd", "--", "-", "-h", "-logfile", "--loglevel=", "-V", "--no-file", "--file", "constructor"),
+    fc.constantFrom("-f", "--f", "-f=x", "check", "passwd", "as", "redsocks", "migrate", "--from", "--", "-", "-h", "-logfile", "--loglevel=", "-V", "--no-file", "--file", "constructor"),
     fc.string({ unit: "binary", maxLength: 12 }),
   );
   fc.assert(
-    fc.property(fc.array(word, { maxLength: 6 }), (words) => {
-      const command = parseCommandLine(words);
-      assert.ok(["run", "check", "passwd", "print"].includes(command.kind));
+    fc.property(fc.array(word, { maxLength: 6 }), fc.constantFrom("transplice", "transocks", "usocksd", "redsocks"), (words, called) => {
+      const command = parseCommandLine(words, called);
+      assert.ok(["run", "check", "passwd", "migrate", "version", "print"].includes(command.kind));
       // Nobody's words may say anything to his terminal but text.
-      if (command.kind === "print" && command.exitCode === 2) assert.match(command.text.split("\n")[0]!, /^transplice: [^\p{Cc}]*$/u);
+      if (command.kind === "print" && command.exitCode === 2) assert.match(command.text.split("\n")[0]!, called === "transplice" ? /^transplice: [^\p{Cc}]*$/u : /^[^\p{Cc}]*$/u);
     }),
     { numRuns: 3000 },
   );

@@ -56,16 +56,26 @@ for (const kind of ["a path", "the abstract namespace"]) {
   });
 }
 
+test("a successor does not inherit what its predecessor was started with", () => {
+  const { handover, rest } = readEnvironment({ PATH: "/bin", TRANSPLICE_HANDOVER: "{}" }, 7);
+  assert.equal(handover, "{}");
+  assert.deepEqual(rest, { PATH: "/bin" });
+});
+
 test("without a service manager nothing is sent, nor for a watchdog that is another's", () => {
-  assert.deepEqual(readEnvironment({}, 7), { notifySocket: null, watchdogMs: null });
-  assert.deepEqual(readEnvironment({ NOTIFY_SOCKET: "nonsense", WATCHDOG_USEC: "x" }, 7), {
+  const read = (env: NodeJS.ProcessEnv) => {
+    const { notifySocket, watchdogMs } = readEnvironment(env, 7);
+    return { notifySocket, watchdogMs };
+  };
+  assert.deepEqual(read({}), { notifySocket: null, watchdogMs: null });
+  assert.deepEqual(read({ NOTIFY_SOCKET: "nonsense", WATCHDOG_USEC: "x" }), {
     notifySocket: null, watchdogMs: null,
   });
   const others = { NOTIFY_SOCKET: "/run/x", WATCHDOG_USEC: "2000000", WATCHDOG_PID: "8" };
-  assert.deepEqual(readEnvironment(others, 7), { notifySocket: "/run/x", watchdogMs: null });
+  assert.deepEqual(read(others), { notifySocket: "/run/x", watchdogMs: null });
   assert.equal(readEnvironment(others, 8).watchdogMs, 2000);
-  new ServiceManager(sys, { notifySocket: null, watchdogMs: null }).ready("nobody");
-  new ServiceManager(sys, { notifySocket: `/${"x".repeat(200)}`, watchdogMs: null }).ready("too long");
+  new ServiceManager(sys, { notifySocket: null, watchdogMs: null, handover: null, rest: {} }).ready("nobody");
+  new ServiceManager(sys, { notifySocket: `/${"x".repeat(200)}`, watchdogMs: null, handover: null, rest: {} }).ready("too long");
 });
 
 for (const unit of ["transplice.service", "transplice-egress.service"]) {

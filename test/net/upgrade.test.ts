@@ -1,0 +1,93 @@
+/**
+ * USR2: another process of the program takes over under load. Nobody is refused, reset or left
+ * waiting, and tunnels that stand stay where they are. One that does not serve changes nothing.
+ */
+import { strict as assert } from "node:assert";
+import { appendFileSync, existsSync } from "node:fs";
+import { connect, eventually, type Peer, sleep } from "./actors.ts";
+import { SERVER } from "./network.ts";
+import type { Relay, Settings } from "./relay.ts";
+import { scenario, type Stage } from "./scenario.ts";
+
+const CLIENTS = 24;
+const LOAD_MS = 4000;
+const STANDING = 200;
+
+const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERVER[4], 80);
+
+async function exchange(client: Peer): Promise<void> {
+  client.write("ping");
+  assert.equal(String(await client.read(4, 10_000)), "ping");
+}
+
+/** New connections, one after the other, until told to stop. */
+async function load(stage: Stage, until: () => boolean): Promise<number> {
+  let served = 0;
+  while (!until()) {
+    const client = await newClient(stage);
+    await exchange(client);
+    client.finish();
+    served++;
+  }
+  return served;
+}
+
+async function setting(stage: Stage): Promise<{ relay: Relay; settings: Settings }> {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+  const settings = {
+    listen: "localhost:1081", proxy_url: upstream.url(), workers: 2, timeouts: { drain: "1s" },
+  };
+  return { relay: await stage.relay(settings), settings };
+}
+
+scenario("USR2 under load: none of the new connections is lost, and the old ones stay", async (stage) => {
+  const { relay } = await setting(stage);
+  const standing = await Promise.all(Array.from({ length: STANDING }, () => newClient(stage)));
+  await Promise.all(standing.map(exchange));
+  let over = false;
+  const loads = Array.from({ length: CLIENTS }, () => load(stage, () => over));
+  await sleep(500);
+  relay.process.signal("SIGUSR2");
+  const successor = await takenOver(relay);
+  stage.finally(() => end(successor));
+  await sleep(LOAD_MS);
+  over = true;
+  const served = (await Promise.all(loads)).reduce((sum, each) => sum + each, 0);
+  stage.note(`${served} connections were served meanwhile`);
+  assert.ok(served > 200, `only ${served} connections were served`);
+  // Longer than the drain deadline: who hands over cuts nobody.
+  assert.ok(existsSync(`/proc/${relay.process.pid}`), "the old process has left its tunnels");
+  await Promise.all(standing.map(exchange));
+  for (const client of standing) client.finish();
+  // Its output stays open as long as its successor lives, who has it too.
+  const { pid } = relay.process;
+  await eventually("the old process has ended", () => !existsSync(`/proc/${pid}`));
+  await load(stage, once());
+  await end(successor);
+});
+
+scenario("USR2 with a broken file: the new process does not serve, and nothing has changed", async (stage) => {
+  const { relay } = await setting(stage);
+  appendFileSync(relay.file, "\nnonsense = 1\n");
+  relay.process.signal("SIGUSR2");
+  await relay.logged("the failure", ({ message }) => message.includes("does not serve"), 20_000);
+  await load(stage, once());
+  assert.equal(relay.process.exit, null);
+});
+
+function once(): () => boolean {
+  let asked = 0;
+  return () => asked++ > 0;
+}
+
+async function takenOver(relay: Relay): Promise<number> {
+  const entry = await relay.logged("a successor", ({ message }) => message.includes("has taken over"), 20_000);
+  return Number(entry["successor"]);
+}
+
+async function end(pid: number): Promise<void> {
+  if (!existsSync(`/proc/${pid}`)) return;
+  process.kill(pid, "SIGKILL");
+  await eventually("the successor has ended", () => !existsSync(`/proc/${pid}`));
+}
