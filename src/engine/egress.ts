@@ -35,7 +35,9 @@ export class Egress {
 
   constructor(settings: EgressSettings, own: readonly Uint8Array[], tools: OutgoingTools) {
     this.settings = settings;
-    this.access = new Access(settings.access, own);
+    // An IPv6 prefix that is routed to the host stands on no interface, and all of it is this host.
+    const sources = settings.outgoing.addresses.map(({ address }) => address);
+    this.access = new Access(settings.access, own, sources);
     this.proxies = new Networks(settings.proxyProtocolFrom);
     this.outgoing = new Outgoing(settings.outgoing, tools);
     this.#ruleSlots = new Map(settings.ruleSlots.map(({ rule, slot }) => [rule, slot]));

@@ -12,16 +12,19 @@ const PROBES = 16;
 // Of an entry.
 const KEY = 0; // 0: never used.
 const ACTIVE = 1;
-const WINDOW = 2; // The second or minute that STARTED counts.
+const UNTIL = 2; // The second, of the epoch, in which the window ends that STARTED counts.
 const STARTED = 3;
 const WORDS = 4;
+
+const MINUTE = 60;
+const HOUR = 3600;
 
 export const QUOTA_BYTES = ENTRIES * WORDS * 4;
 
 /** What may be had, of one kind of asker. null: as much as there is. */
 export interface Quota {
   readonly most: number | null;
-  /** New connections in a second; below 1 they are counted by the minute. */
+  /** New connections in a second; counted by the minute or hour if only that is a whole number. */
   readonly perSecond: number | null;
 }
 
@@ -42,15 +45,16 @@ export class Quotas {
     const { most, perSecond } = quota;
     if (most === null && perSecond === null) return UNCOUNTED;
     const words = this.#words;
-    const windowMs = perSecond !== null && perSecond < 1 ? 60_000 : 1000;
-    const window = Math.floor(wallMs / windowMs) | 0;
-    const at = this.#find(hash | 1, window);
+    const seconds = windowOf(perSecond ?? 1);
+    const now = Math.floor(wallMs / 1000);
+    const until = ((Math.floor(now / seconds) + 1) * seconds) | 0;
+    const at = this.#find(hash | 1, now);
     if (at < 0) return UNCOUNTED;
-    if (Atomics.load(words, at + WINDOW) !== window) {
-      Atomics.store(words, at + WINDOW, window);
+    if (Atomics.load(words, at + UNTIL) !== until) {
+      Atomics.store(words, at + UNTIL, until);
       Atomics.store(words, at + STARTED, 0);
     }
-    const startsMax = perSecond === null ? Infinity : Math.ceil((perSecond * windowMs) / 1000);
+    const startsMax = perSecond === null ? Infinity : Math.max(1, Math.round(perSecond * seconds));
     if (Atomics.add(words, at + ACTIVE, 1) >= (most ?? Infinity)) {
       Atomics.sub(words, at + ACTIVE, 1);
       return TOO_MANY;
@@ -67,7 +71,7 @@ export class Quotas {
   }
 
   /** Where the entry of this key begins: its own, or a new one, or one that nobody needs; or -1. */
-  #find(key: number, window: number): number {
+  #find(key: number, now: number): number {
     const words = this.#words;
     let free = -1;
     for (let probe = 0; probe < PROBES; probe++) {
@@ -75,7 +79,9 @@ export class Quotas {
       const found = Atomics.load(words, at + KEY);
       if (found === key) return at;
       if (free >= 0) continue;
-      const idle = Atomics.load(words, at + ACTIVE) === 0 && Math.abs(window - words[at + WINDOW]!) > 1;
+      // Behind it, or so far in front that the clock has been set back meanwhile.
+      const left = words[at + UNTIL]! - now;
+      const idle = Atomics.load(words, at + ACTIVE) === 0 && (left <= 0 || left > HOUR);
       if (found === 0 || idle) free = at;
       if (found === 0) break; // Nobody stands behind an entry that was never used.
     }
@@ -90,6 +96,15 @@ export class Quotas {
   #again(at: number, key: number): number {
     return Atomics.load(this.#words, at + KEY) === key ? at : -1;
   }
+}
+
+/** The shortest window in which the rate is a whole number of connections: none is rounded up. */
+function windowOf(perSecond: number): number {
+  for (const seconds of [1, MINUTE]) {
+    const starts = perSecond * seconds;
+    if (starts >= 1 && Math.abs(starts - Math.round(starts)) < 1e-6) return seconds;
+  }
+  return HOUR;
 }
 
 /** FNV-1a of some bytes and what kind of asker they name: a client and a user never meet. */

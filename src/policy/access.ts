@@ -73,8 +73,10 @@ export class Access {
   readonly #rules: readonly CompiledRule[];
   readonly #own: Networks;
 
-  /** `own`: this host's addresses, 4 or 16 bytes each. */
-  constructor(settings: AccessSettings, own: readonly Uint8Array[]) {
+  /** `own`: this host's addresses, 4 or 16 bytes each; `ownNetworks`: and whole networks. */
+  constructor(
+    settings: AccessSettings, own: readonly Uint8Array[], ownNetworks: readonly Network[] = [],
+  ) {
     this.#allowFrom = new Networks(settings.allowFrom);
     this.#allowSites = new Sites(settings.allowSites);
     this.#denySites = new Sites(settings.denySites);
@@ -84,7 +86,7 @@ export class Access {
     this.#denyNetworks = new Networks(settings.denyNetworks);
     this.#allowPrivate = settings.allowPrivate;
     this.#rules = settings.rules.map((rule) => new CompiledRule(rule));
-    this.#own = new Networks(own.map(exactly));
+    this.#own = new Networks([...own.map(exactly), ...ownNetworks]);
   }
 
   /** May this client ask for anything? Of allow_from alone: it can be asked before the login. */
@@ -163,6 +165,9 @@ export class Access {
     if (first === 0x0064ff9b && (wordAt(bytes, at + 4) | wordAt(bytes, at + 8)) === 0) {
       return this.#specialIpv4(bytes, at + 12);
     }
+    // Nothing else of 0000::/8 is out in the world; some of it leads into IPv4 by other gateways:
+    // 64:ff9b:1::/48 (RFC 8215), ::ffff:0:0:0/96 (RFC 2765).
+    if (first >>> 24 === 0) return SPECIAL;
     return first >>> 16 === 0x2002 ? this.#specialIpv4(bytes, at + 2) : null;
   }
 
@@ -172,6 +177,8 @@ export class Access {
     if (a === 169 && b === 254) return LINK_LOCAL;
     // 0.0.0.0 is this host to connect(2); 224/4 is multicast, 240/4 reserved and the broadcast.
     if (a === 0 || a >= 224) return SPECIAL;
+    // 192.0.0.0/24 is no network of anybody's (RFC 6890); a cloud has its metadata there.
+    if (a === 192 && b === 0 && bytes[at + 2] === 0) return SPECIAL;
     if (this.#own.has(bytes, at, 4)) return OWN_ADDRESS;
     if (this.#allowPrivate) return null;
     // RFC 1918, and RFC 6598 for the inside of a carrier.
