@@ -98,7 +98,8 @@ export class EgressControl {
       const text = addressText(address);
       const old = before.get(text);
       const fresh = { present: true, listed: false, outUntil: 0, opened: 0, failed: 0 };
-      return { ...fresh, ...old, address, text };
+      // What lists it is told again, by those that are still asked.
+      return { ...fresh, ...old, listed: false, address, text };
     });
     this.#slots = counters.addressSlots(this.#exits.map(({ text }) => text));
     const rules = [...DENIALS, ...(egress?.access.rules ?? []).map(({ name }) => name)];

@@ -133,6 +133,8 @@ export class Service {
     // Now that every thread has opened what it needs, it is known what is left.
     this.#baseFds = openFds() - workers * FDS_PER_WORKER;
     if (!this.#setTunnelsMax(config)) return [this.#tooFewFds(workers)];
+    // Inherited, and not in the configuration any more: the process before takes what stands there.
+    for (const gone of this.#listeners.obsolete(config)) this.#listeners.close(gone);
     for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
     this.#log.info("transplice is ready", {
@@ -144,11 +146,6 @@ export class Service {
     });
     this.#manager.ready(this.status);
     if (inherited === null) return [];
-    // What the configuration no longer lists was inherited all the same.
-    for (const gone of this.#listeners.obsolete(config)) {
-      await this.#fleet.unlisten(gone.fds);
-      this.#listeners.close(gone);
-    }
     inherited.ready();
     void this.#listenForMetrics(metrics);
     return [];
@@ -209,6 +206,12 @@ export class Service {
     }
     await this.#follow(config);
     if (this.#stopping) return [];
+    // While the old settings hold: what stands in the backlog of an egress that goes would find none,
+    // and what was redirected to a proxy that goes would be led past its upstream.
+    for (const gone of this.#listeners.obsolete(config)) {
+      await this.#fleet.unlisten(gone.fds);
+      this.#listeners.close(gone);
+    }
     this.#config = config;
     this.#egress.configure(config);
     const settings = this.#settings();
@@ -216,10 +219,6 @@ export class Service {
     if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
     await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
     for (const { fds, role } of listening.opened) this.#fleet.listen(fds, role);
-    for (const gone of this.#listeners.obsolete(config)) {
-      await this.#fleet.unlisten(gone.fds);
-      this.#listeners.close(gone);
-    }
     await this.#fleet.shrink(this.#workersOf(config));
     if (
       config.limits.pipes !== old.limits.pipes ||

@@ -1,0 +1,62 @@
+/**
+ * What attackers and accidents have done to the egress: each scenario was red once.
+ */
+import { strict as assert } from "node:assert";
+import { connect, eventually, sleep } from "./actors.ts";
+import { asked, egress, METRICS_PORT, POOL, settingsOf, web } from "./dmz.ts";
+import { Names } from "./names.ts";
+import { PROXY, SERVER } from "./network.ts";
+import { scenario } from "./scenario.ts";
+import { dial, tunnel } from "./socks.ts";
+
+const ONE = { workers: 1, max_connections: 1 };
+const TRANSPARENT = { listen: "127.0.0.1:1090", proxy_url: "socks5://192.0.2.12:9" };
+
+scenario("the egress is taken out of the file while clients wait to be accepted", async (stage) => {
+  web(stage);
+  const it = await egress(stage, { ...TRANSPARENT, ...ONE });
+  const stays = await tunnel(stage.net.lan, asked(), { to: SERVER[4], port: 80 });
+  const waits = await dial(stage.net.lan, asked());
+  await sleep(100);
+  // There is room from now on, and nobody who could serve those who wait.
+  it.configure({ ...TRANSPARENT, workers: 1 });
+  await it.reload();
+  await eventually("who waited hears of it", () => waits.end !== null);
+  assert.deepEqual(it.log().filter(({ message }) => message.includes("worker")), []);
+  stays.write("GET / HTTP/1.1\r\nHost: a.test\r\nConnection: close\r\n\r\n");
+  assert.match(String((await stays.rest()).data), /^HTTP\/1\.1 200/);
+});
+
+scenario("the proxy is taken out of the file: what was redirected to it goes nowhere else", async (stage) => {
+  const { lan, relay, internet } = stage.net;
+  const incoming = { port: 1080, addresses: ["127.0.0.1"], metrics_port: 0 };
+  const it = await stage.relay({ ...TRANSPARENT, listen: ":1090", ...ONE, incoming });
+  stage.intercept({ mode: "redirect", from: "routed", port: 1090, destinations: [SERVER[4]] });
+  const server = stage.listen(internet, SERVER[4], 80);
+  const taker = await dial(relay, "127.0.0.1:1080");
+  const waits = await connect(lan, SERVER[4], 80);
+  await sleep(100);
+  it.configure({ workers: 1, incoming });
+  await it.reload();
+  await eventually("who waited hears of it", () => waits.end !== null || server.peers.length > 0);
+  assert.equal(server.peers.length, 0, "it was dialled past its upstream");
+  taker.destroy();
+});
+
+scenario("a block list that is not asked any more lists nobody", async (stage) => {
+  const names = await Names.start(stage);
+  const reversed = POOL[4][0]!.split(".").reverse().join(".");
+  names.scripts.set(`${reversed}.bl.test`, { addresses: ["127.0.0.2"] });
+  const outgoing = { addresses: POOL[4].slice(0, 2) };
+  const it = await egress(stage, {
+    outgoing: { ...outgoing, dnsbl_domain: "bl.test", dnsbl_interval: "1s", dnsbl_when_most_listed: "use-clean" },
+  });
+  await it.logged("the listing", ({ message }) => message === "egress address is listed");
+  it.configure(settingsOf({ outgoing }));
+  await it.reload();
+  const peer = await connect(stage.net.lan, PROXY[4], METRICS_PORT);
+  peer.write("GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
+  const page = String((await peer.rest()).data);
+  assert.match(page, new RegExp(`transplice_egress_listed{address="${POOL[4][0]}"} 0`));
+  assert.match(page, new RegExp(`transplice_egress_usable{address="${POOL[4][0]}"} 1`));
+});
