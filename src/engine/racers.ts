@@ -13,6 +13,8 @@ export class Racer extends Socket {
   /** Which of the session's candidates it leads to. */
   candidate = 0;
   slot = NO_SLOT;
+  /** As loops.note() has answered. */
+  notedPort = 0;
 }
 
 export class Racers {

@@ -206,6 +206,8 @@ export class Session implements Task, Waiter, FrontHost {
         return this.#relays() && this.#relay();
       case DIAL:
         if (this.#clientLeft()) return false;
+        // Of an answer to a login that the client had not taken.
+        if (this.#output !== null && !this.#flushOutput() && this.#phase !== DIAL) return false;
         if (this.server.fd >= 0 && (this.server.writable || this.server.broken)) this.#greet();
         if (this.#phase === DIAL && this.#racers.length > 0) this.#lookAtRacers();
         return this.#relays() && this.#relay();
@@ -478,6 +480,7 @@ export class Session implements Task, Waiter, FrontHost {
     racer.reset(fd);
     racer.slot = this.#outgoing.slot;
     racer.candidate = this.#attempt;
+    racer.notedPort = this.#engine.transparent ? this.#engine.loops.note(fd, rows.bytes, at) : 0;
     if (this.#racers === NO_RACERS) this.#racers = [];
     this.#racers.push(racer);
     if (racer.watch(true) < 0) this.#dropRacer(racer, ENOMEM);
@@ -501,6 +504,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#closeServer(true);
     this.#candidate = racer.candidate;
     this.#slot = racer.slot;
+    this.#notedPort = racer.notedPort;
     const result = this.server.adopt(racer);
     this.#racers.splice(this.#racers.indexOf(racer), 1);
     this.#engine.racers.give(racer);
@@ -510,7 +514,7 @@ export class Session implements Task, Waiter, FrontHost {
   }
 
   #dropRacer(racer: Racer, errno: number): void {
-    const { sys, ledger, racers, exits } = this.#engine;
+    const { sys, ledger, loops, racers, exits } = this.#engine;
     if (errno !== 0) {
       this.#dialErrno = moreTelling(this.#dialErrno, errno);
       this.#countFailure(racer.slot, errno);
@@ -519,6 +523,7 @@ export class Session implements Task, Waiter, FrontHost {
     sys.setLinger(racer.fd, true, 0);
     ledger.disown(racer.fd);
     sys.close(racer.fd);
+    loops.forget(racer.notedPort);
     racer.fd = -1;
     this.#racers.splice(this.#racers.indexOf(racer), 1);
     racers.give(racer);
