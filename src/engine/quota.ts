@@ -88,8 +88,7 @@ export class Quotas {
     if (free < 0) return -1;
     const was = Atomics.load(words, free + KEY);
     if (Atomics.compareExchange(words, free + KEY, was, key) !== was) return this.#again(free, key);
-    Atomics.store(words, free + STARTED, 0);
-    return free;
+    return free; // Its window is an old one: enter() begins to count anew.
   }
 
   /** Another worker was faster: perhaps for the same key. */

@@ -447,10 +447,13 @@ export class Session implements Task, Waiter, FrontHost {
     this.#dial();
   }
 
+  get #mayRace(): boolean {
+    const more = this.#attempt + 1 < this.#front!.candidates.length;
+    return more && this.#racers.length < RACERS_MOST;
+  }
+
   #waitForRace(): void {
-    const races = this.#attempt + 1 < this.#front!.candidates.length &&
-      this.#racers.length < RACERS_MOST;
-    const raceMs = races ? this.#engine.nowMs + RACE_MS : Infinity;
+    const raceMs = this.#mayRace ? this.#engine.nowMs + RACE_MS : Infinity;
     this.#wait(Math.min(raceMs, this.#waveUntilMs));
   }
 
@@ -460,7 +463,8 @@ export class Session implements Task, Waiter, FrontHost {
       this.#closeRacers();
       return this.#attemptFailed(ETIMEDOUT);
     }
-    this.#race();
+    // One that failed may have made room for the last address since the deadline was set.
+    if (this.#mayRace) this.#race();
     this.#waitForRace();
   }
 

@@ -42,6 +42,7 @@ export class SocksClient {
     return this.#kept.length;
   }
   sawEnd = false;
+  endUs = Infinity;
   left = false;
   over = false;
 
@@ -166,7 +167,12 @@ export class SocksClient {
       if (got === -EAGAIN) return;
       if (got <= 0) {
         this.sawEnd = got === 0 && !this.tcp.wasReset;
-        return this.#close(false);
+        this.endUs = this.#network.nowUs;
+        const { clingsUs } = this.talk;
+        if (!this.sawEnd || this.refusal === null || clingsUs === 0) return this.#close(false);
+        this.#readSoon = true;
+        this.#network.after(clingsUs, () => this.#close(false));
+        return;
       }
       if (this.refusal !== null) throw new Error(`a byte behind the refusal: ${this.#byte[0]}`);
       this.#kept.push(this.#byte[0]!);

@@ -74,6 +74,8 @@ const NEGOTIATION_MS = 10_000;
 const DNS_MS = 5000;
 /** On top of it, for the way to main and back. */
 const ANSWER_MS = 1000;
+/** Who was refused is waited for so long. */
+const REFUSED_MS = 2000;
 const RACE_MS = 250;
 /** Tried at the same time. */
 const RACE_WIDTH = 4;
@@ -112,8 +114,8 @@ export class SocksWorld extends World {
   readonly #mayFail: boolean;
   #started = 0;
   #knockedInVain = false;
-  /** Where the first SYN of a call was lost. */
-  readonly #lost = new Set<string>();
+  /** Where the SYN of a call was let wait. */
+  readonly #delayed = new Set<string>();
 
   constructor(seed: number) {
     const exits = new Exits();
@@ -331,8 +333,14 @@ export class SocksWorld extends World {
   }
 
   /** What is said by reply and by record are the same. */
-  #judgeRecord({ client, talk, user }: Call, { reason, detail, version, user: told }: Ended): void {
+  #judgeRecord({ client, talk, user, port, servers }: Call, record: Ended): void {
+    const { reason, detail, version, user: told } = record;
     const { refusal } = client!;
+    const { destination, source } = record;
+    assert(destination.port === 0 || destination.port === port, "another's destination in the record");
+    if (client!.granted === null && !client!.left && talk.fault === null && talk.deafUs === 0) {
+      assert(source.port === 0 || servers.some((server) => isBound(server, source)), "another's source");
+    }
     if (refusal?.answer !== "reply") return;
     assert.equal(version, talk.version);
     assert(told === user || told === "", "a wrong user in the record");
@@ -360,10 +368,15 @@ export class SocksWorld extends World {
       if (client.granted !== null && !this.#mayFail && call.candidates.length <= RACE_WIDTH) {
         const [, latencyUs] = this.kernel.options.latencyUs;
         const raceMs = (call.candidates.length - 1) * RACE_MS;
-        const lostMs = call.candidates.some(({ fate }) => fate === "tardy") ? 1000 : 0;
-        const most = verifyMs + named + lostMs + raceMs + (10 * latencyUs) / 1000 + LATE_MS;
+        const lateMs = call.candidates.some(({ fate }) => fate === "tardy") ? 1000 : 0;
+        const most = verifyMs + named + lateMs + raceMs + (10 * latencyUs) / 1000 + LATE_MS;
         assert(tookMs < most, `granted after ${tookMs} ms, by a race of ${raceMs}`);
       }
+    }
+    if (client.refusal !== null && talk.deafUs === 0 && !client.left && this.cutMs === Infinity) {
+      const heardMs = heardUs / 1000;
+      assert(client.endUs / 1000 < heardMs + LATE_MS, "FIN did not follow the refusal");
+      assert(endedMs < heardMs + REFUSED_MS + LATE_MS, `held for ${endedMs - heardMs} ms after its refusal`);
     }
     // Gone without a word behind the request: then nothing is worth going on for.
     const relay = client.tcp.peer;
@@ -402,6 +415,14 @@ export class SocksWorld extends World {
           const others = counted.filter((other) => meets(other, LATE_MS)).length;
           if (text.startsWith("max")) assert(others >= most!, `refused by ${text} beside ${others}`);
           else assert(perSecond !== null && records.length > perSecond, `refused by ${text}`);
+        } else if (most !== null && whose === "user") {
+          const call = calls.find((each) => each.record === record)!;
+          if (call.client!.granted === null) continue;
+          const fromMs = Math.max(beganMs, Math.min(call.client!.requestedUs / 1000, Infinity)) - LATE_MS;
+          const others = calls.filter(({ client, record: other }) =>
+            client!.granted !== null && client!.heardUs / 1000 < fromMs &&
+            other!.endedMs > call.client!.heardUs / 1000 + LATE_MS).length;
+          assert(others < most, `${others + 1} of one user at a time`);
         } else if (most !== null && whose === "client") {
           const others = direct.filter((other) =>
             counted.includes(other) && meets(other, 0) &&
@@ -594,9 +615,13 @@ export class SocksWorld extends World {
     const wanted = host !== undefined && may === true;
     if (!wanted) throw new Error(`a connection to ${nameOf(to)}, which nobody may want`);
     const { fate } = host;
-    if (fate === "tardy" && !this.#lost.has(nameOf(to))) {
-      this.#lost.add(nameOf(to));
-      return { to: "nowhere" };
+    const { random } = this.kernel;
+    // About when the next one begins to race, or any time.
+    const lateUs = random.pick([1000 * RACE_MS + random.between(-5000, 15_000), random.size(1000, 1e6)]);
+    if (fate === "refusal") return { to: fate, afterUs: random.pick([0, 0, lateUs]) };
+    if (fate === "tardy" && !this.#delayed.has(nameOf(to))) {
+      this.#delayed.add(nameOf(to));
+      return { to: "delay", afterUs: lateUs };
     }
     return fate === "works" || fate === "tardy" ? { to: "listener", listener: everywhere } : { to: fate };
   }

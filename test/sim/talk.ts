@@ -25,6 +25,8 @@ export interface Talk {
   readonly earlyPauseUs: number;
   /** It looks for answers only so long after the request. */
   readonly deafUs: number;
+  /** Refused, it stays so long. */
+  readonly clingsUs: number;
   readonly fault: Fault | null;
 }
 
@@ -95,6 +97,7 @@ export function drawTalk(
     version, header, messages, answers, early, deafUs,
     pieceMax: deafUs === 0 ? pieceMax : 10_000,
     pauseUs: deafUs === 0 ? pauseUs : 0,
+    clingsUs: random.chance(0.2) ? 20e6 : 0,
     pipelined: deafUs > 0 || random.chance(0.5),
     finEarly: early > 0 && early === script.bytes && script.ending === "finish" && random.chance(0.5),
     // Each byte is an event for who waits for something else.
@@ -102,7 +105,8 @@ export function drawTalk(
     fault: faulty
       ? {
           kind: random.pick(["silent", "half", "close", "reset", "dribble"]),
-          afterBytes: random.between(0, random.pick([3, bytes, bytes + early])),
+          // In the midst of it, or behind the request.
+          afterBytes: random.chance(0.3) ? bytes : random.between(0, random.pick([3, bytes, bytes + early])),
           afterUs: random.size(1, random.pick([1000, 100_000, 5e6])),
         }
       : null,

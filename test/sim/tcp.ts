@@ -29,10 +29,11 @@ export interface NetworkOptions {
   readonly segmentBytesMax: number;
 }
 
-/** What becomes of a SYN to an address. */
+/** What becomes of a SYN to an address; afterUs: so much later than the wire needs. */
 export type Route =
   | { readonly to: "listener"; readonly listener: Tcp }
-  | { readonly to: "refusal" }
+  | { readonly to: "refusal"; readonly afterUs?: number }
+  | { readonly to: "delay"; readonly afterUs: number }
   | { readonly to: "nowhere" }
   | { readonly to: "unreachable" };
 
@@ -280,9 +281,13 @@ export class Tcp {
     const network = this.#network;
     const route = network.resolve(at);
     if (route.to === "refusal") {
-      if (atOnce) this.#onReset();
-      else network.after(network.latencyUs(), () => this.#onReset());
+      const { afterUs = 0 } = route;
+      if (atOnce && afterUs === 0) this.#onReset();
+      else network.after(afterUs + network.latencyUs(), () => this.#onReset());
       return;
+    }
+    if (route.to === "delay") {
+      return network.after(route.afterUs, () => this.#arrive(at, original, false, retries));
     }
     if (route.to === "unreachable") {
       return network.after(3e6, () => this.#fail(EHOSTUNREACH));

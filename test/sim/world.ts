@@ -45,7 +45,7 @@ export interface Ends {
   readonly record: Ended;
 }
 
-/** Of those who are dialled. tardy: the first SYN is lost. */
+/** Of those who are dialled. tardy: it takes its time. */
 export type Fate = "works" | "tardy" | "refusal" | "nowhere" | "unreachable";
 
 const LISTENER_PORT = 1081;
