@@ -7,6 +7,7 @@
  */
 import { getSystemErrorMap } from "node:util";
 import {
+  AF_INET,
   AF_INET6,
   EADDRINUSE,
   EADDRNOTAVAIL,
@@ -162,6 +163,8 @@ export class Listeners {
     const { bytes } = address;
     const family = bytes[0]!;
     const fd = sys.socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    // A kernel without IPv6: all of its addresses are those of IPv4.
+    if (fd === -EAFNOSUPPORT && address.dualStack) return this.#bind(allOfIpv4(address), mode, shared);
     if (fd < 0) return trouble(address, "socket", fd);
     const memory: Memory = sys.memory(bytes.length);
     memory.bytes.set(bytes);
@@ -207,6 +210,13 @@ export class Listeners {
   #close(fds: readonly number[]): void {
     for (const fd of fds) this.#sys.close(fd);
   }
+}
+
+function allOfIpv4(address: ListenAddress): ListenAddress {
+  const bytes = new Uint8Array(16);
+  bytes[0] = AF_INET;
+  bytes.set(address.bytes.subarray(2, 4), 2);
+  return { ...address, bytes, dualStack: false };
 }
 
 /** The same socket address may be wanted dual-stack or not: another socket. */

@@ -159,9 +159,13 @@ export class SocksMetrics {
     });
     const { host, port } = splitHostPort(address.text)!;
     return new Promise((resolve) => {
-      server.once("error", resolve);
+      server.once("error", (error: NodeJS.ErrnoException) => {
+        // A kernel without IPv6: all of its addresses are those of IPv4.
+        const noIpv6 = error.code === "EAFNOSUPPORT" && address.dualStack;
+        resolve(noIpv6 ? this.#open({ text: `0.0.0.0:${port}`, dualStack: false }) : error);
+      });
       server.listen({ host, port: Number(port), ipv6Only: !address.dualStack }, () => {
-        server.removeListener("error", resolve);
+        server.removeAllListeners("error");
         // accept has failed, of fds or memory; it is tried again with the next connection.
         server.on("error", ({ message }) => {
           this.#log.warning("a scrape was not accepted", { error: message });
