@@ -31,6 +31,8 @@ const LOOK_TICKS = 10;
 /** Of the dials of one address in a window; fewer say nothing. */
 const DIALS_MIN = 30;
 const WINDOW_TICKS = 30;
+/** By one or two, who may have asked for what is nowhere to have it so, nothing is judged. */
+const CLIENTS_MIN = 3;
 /** It is out when so many of its dials got no answer, while of the others' no more than... */
 const FAILED_SHARE = 0.9;
 const OTHERS_SHARE = 0.5;
@@ -249,13 +251,15 @@ export class EgressControl {
       exit.failed = failed;
       return delta;
     });
+    const clients = counters.failedClients();
     const opened = window.reduce((sum, each) => sum + each.opened, 0);
     const failed = window.reduce((sum, each) => sum + each.failed, 0);
     for (const each of window) {
       const { exit } = each;
       const others = (failed - each.failed) / Math.max(1, opened - each.opened);
       const enough = each.opened >= DIALS_MIN && opened - each.opened >= DIALS_MIN;
-      const bad = enough && each.failed / each.opened >= FAILED_SHARE && others <= OTHERS_SHARE;
+      const several = (clients.get(exit.text) ?? 0) >= CLIENTS_MIN;
+      const bad = enough && several && each.failed / each.opened >= FAILED_SHARE && others <= OTHERS_SHARE;
       const was = exit.outUntil > this.#ticks - WINDOW_TICKS && exit.outUntil > 0;
       if (bad) {
         exit.outUntil = this.#ticks + OUT_TICKS;

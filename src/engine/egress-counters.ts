@@ -22,7 +22,9 @@ const ACTIVE = 0;
 const OPENED = 1;
 const FAILED = 2;
 const SPILLED = 3;
-const ADDRESS_WORDS = 4;
+/** A bit for each client, by a hash, whose dials failed since main has looked: who they were is not known. */
+const FAILED_CLIENTS = 4;
+const ADDRESS_WORDS = 5;
 
 /** The first word of a row says that it has ever been used: most have not, and are not read. */
 const ADDRESSES = 1;
@@ -54,9 +56,11 @@ export class EgressCounters {
     this.#row[ADDRESSES + slot * ADDRESS_WORDS + ACTIVE]!--;
   }
 
-  /** A dial from this address has failed. */
-  failed(slot: number): void {
-    this.#row[ADDRESSES + slot * ADDRESS_WORDS + FAILED]!++;
+  /** A dial from this address has failed; `client` is a hash of who wanted it. */
+  failed(slot: number, client = 0): void {
+    const at = ADDRESSES + slot * ADDRESS_WORDS;
+    this.#row[at + FAILED]!++;
+    this.#row[at + FAILED_CLIENTS]! |= 1 << (client & 31);
   }
 
   /** This address had no port left (EADDRNOTAVAIL), so the connection went to the next. */
@@ -131,6 +135,27 @@ export class EgressReader {
       });
     }
     return counts;
+  }
+
+  /**
+   * How many clients (up to 32; two may count as one) have had a dial from each address fail since
+   * this was last asked. It does not wait for workers: who fails at this very moment may be missed.
+   */
+  failedClients(): Map<string, number> {
+    const clients = new Map<string, number>();
+    for (const { name, slot } of this.#addresses.all()) {
+      const word = ADDRESSES + slot * ADDRESS_WORDS + FAILED_CLIENTS;
+      let bits = 0;
+      for (const row of this.#rows) {
+        if (row[0] === 0) continue;
+        bits |= row[word]!;
+        row[word] = 0;
+      }
+      let count = 0;
+      for (; bits !== 0; bits &= bits - 1) count++;
+      clients.set(name, count);
+    }
+    return clients;
   }
 
   /** The configuration's rules. */

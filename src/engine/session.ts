@@ -20,7 +20,7 @@ import {
   SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
-import { isMapped, portOf } from "../policy/own.ts";
+import { addressOf, isMapped, portOf } from "../policy/own.ts";
 import type { Failure, Handshake } from "../protocol/handshake.ts";
 import { assert } from "./assert.ts";
 import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES } from "./counters.ts";
@@ -32,6 +32,7 @@ import { ENDED, STARTED } from "./journal.ts";
 import type { Task } from "./loop.ts";
 import type { NameAnswer } from "./names.ts";
 import type { Outgoing } from "./outgoing.ts";
+import { hashOf } from "./quota.ts";
 import type { Racer } from "./racers.ts";
 import { Flow } from "./relay.ts";
 import type { Settings, Upstream } from "./route.ts";
@@ -100,6 +101,7 @@ export class Session implements Task, Waiter, FrontHost {
   // Of this tunnel's life.
   #id = 0;
   #startedMs = 0;
+  #grantedMs = 0;
   #activeMs = 0;
   #settings!: Settings;
   #upstream!: Upstream;
@@ -611,7 +613,8 @@ export class Session implements Task, Waiter, FrontHost {
   /** Silence may be the egress address's fault; a refusal is the destination's, a shortage ours. */
   #countFailure(slot: number, errno: number): void {
     if (slot === NO_SLOT || errno === ECONNREFUSED || isShortage(errno)) return;
-    this.#engine.exits.failed(slot);
+    const client = addressOf(this.#engine.rows.bytes, this.row + CLIENT);
+    this.#engine.exits.failed(slot, hashOf(0, client, 0, Math.min(client.length, 8)));
   }
 
   #candidateFailed(errno: number): void {
@@ -816,6 +819,7 @@ export class Session implements Task, Waiter, FrontHost {
     }
     this.#inputEnd = 0;
     this.#enter(RELAY);
+    this.#grantedMs = nowMs;
     if (this.#fronted) this.#engine.socks.begins();
     if (this.#upstream.kind !== "direct") loops.answered();
     this.#activeMs = nowMs;
@@ -993,7 +997,7 @@ export class Session implements Task, Waiter, FrontHost {
     const { socks, nowMs } = this.#engine;
     this.#front!.end();
     if (this.#phase !== RELAY && this.#phase !== RESET) return;
-    const ms = nowMs - this.#startedMs;
+    const ms = nowMs - this.#grantedMs;
     const up = this.#upFlow?.bytes ?? 0;
     const down = this.#downFlow?.bytes ?? 0;
     const failed = why.reason === "client-reset" || why.reason === "server-reset";

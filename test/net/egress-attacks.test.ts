@@ -6,8 +6,8 @@ import { connect, eventually, sleep } from "./actors.ts";
 import { asked, egress, METRICS_PORT, POOL, settingsOf, web } from "./dmz.ts";
 import { Names } from "./names.ts";
 import { PROXY, SERVER } from "./network.ts";
-import { scenario } from "./scenario.ts";
-import { dial, tunnel } from "./socks.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { dial, greeting, request, tunnel } from "./socks.ts";
 
 const ONE = { workers: 1, max_connections: 1 };
 const TRANSPARENT = { listen: "127.0.0.1:1090", proxy_url: "socks5://192.0.2.12:9" };
@@ -54,9 +54,26 @@ scenario("a block list that is not asked any more lists nobody", async (stage) =
   await it.logged("the listing", ({ message }) => message === "egress address is listed");
   it.configure(settingsOf({ outgoing }));
   await it.reload();
+  const metrics = await page(stage);
+  assert.match(metrics, new RegExp(`transplice_egress_listed{address="${POOL[4][0]}"} 0`));
+  assert.match(metrics, new RegExp(`transplice_egress_usable{address="${POOL[4][0]}"} 1`));
+});
+
+scenario("the time before granted is no time of a tunnel", async (stage) => {
+  web(stage);
+  await egress(stage);
+  const slow = await dial(stage.net.lan, asked());
+  await sleep(1200);
+  slow.write(Buffer.concat([greeting(0), request(SERVER[4], 80)]));
+  await slow.read(12);
+  slow.destroy();
+  await eventually("the tunnel is counted", async () => /elapsed_seconds_count\{.*\} 1/.test(await page(stage)));
+  const sums = [...(await page(stage)).matchAll(/elapsed_seconds_sum\{.*\} (\S+)/g)].map(([, sum]) => Number(sum));
+  assert.ok(Math.max(...sums) < 1, `${sums}`);
+});
+
+async function page(stage: Stage): Promise<string> {
   const peer = await connect(stage.net.lan, PROXY[4], METRICS_PORT);
   peer.write("GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");
-  const page = String((await peer.rest()).data);
-  assert.match(page, new RegExp(`transplice_egress_listed{address="${POOL[4][0]}"} 0`));
-  assert.match(page, new RegExp(`transplice_egress_usable{address="${POOL[4][0]}"} 1`));
-});
+  return String((await peer.rest()).data);
+}

@@ -1,10 +1,17 @@
 /**
  * What attackers of the egress have tried, where no network is needed: addresses that are another's
- * clothes for forbidden ones, rates that round up, a listing that outlives its list.
+ * clothes for forbidden ones, rates that round up, clients that fail on purpose.
  */
 import assert from "node:assert/strict";
 import { describe, it } from "node:test";
+import { AF_INET6, EAFNOSUPPORT } from "../../native-bindings/constants.ts";
+import { linux, type Syscalls } from "../../native-bindings/syscalls.ts";
 import { addressBytes } from "../../src/config/endpoint.ts";
+import { parseConfig } from "../../src/config/parse.ts";
+import { EgressControl } from "../../src/control/egress.ts";
+import { Listeners } from "../../src/control/listeners.ts";
+import type { Log } from "../../src/control/log.ts";
+import { EgressCounters, egressCountersBytes, EgressReader } from "../../src/engine/egress-counters.ts";
 import { Quotas, QUOTA_BYTES, TOO_FAST } from "../../src/engine/quota.ts";
 import { Access, type AccessSettings } from "../../src/policy/access.ts";
 
@@ -66,4 +73,52 @@ describe("a rate is no more than was written", () => {
   ] as const) {
     it(text, () => assert.equal(within(perSecond, hours * HOUR_MS), most));
   }
+});
+
+describe("the health of addresses", () => {
+  const silent = { debug() {}, info() {}, warning() {}, error() {}, critical() {} };
+  /** Of two addresses, whose worse one has failed for these clients and served none. */
+  const usable = (clients: readonly number[]): boolean => {
+    const shared = new SharedArrayBuffer(egressCountersBytes(1));
+    const counters = new EgressReader(shared);
+    const worker = new EgressCounters(shared, 0);
+    const control = new EgressControl({
+      sys: linux(), log: silent as unknown as Log, counters, onChange: () => {},
+    });
+    const parsed = parseConfig('[incoming]\n[outgoing]\naddresses = ["127.0.0.1", "127.0.0.2"]\n', "f");
+    assert.ok("config" in parsed);
+    control.configure(parsed.config);
+    const [bad, good] = counters.addressSlots(["127.0.0.1", "127.0.0.2"]);
+    for (let i = 0; i < 60; i++) {
+      worker.opened(bad!);
+      worker.failed(bad!, clients[i % clients.length]);
+      worker.opened(good!);
+    }
+    for (let tick = 0; tick < 30; tick++) control.tick();
+    control.close();
+    return control.health("127.0.0.1")!.usable;
+  };
+
+  it("one client that asks for what is nowhere takes no address from the others", () => {
+    assert.equal(usable([7]), true);
+    assert.equal(usable([7, 8]), true);
+  });
+  it("an address that works for nobody is taken out", () => assert.equal(usable([7, 8, 9]), false));
+});
+
+describe("a kernel without IPv6", () => {
+  it("listens on all addresses of IPv4 where all are wanted", () => {
+    const real = linux();
+    const sys: Syscalls = {
+      ...real,
+      socket: (family, type, protocol) =>
+        family === AF_INET6 ? -EAFNOSUPPORT : real.socket(family, type, protocol),
+    };
+    const parsed = parseConfig("[incoming]\nport = 28139\nmetrics_port = 0\n[outgoing]\n", "f");
+    assert.ok("config" in parsed);
+    const listeners = new Listeners(sys);
+    const outcome = listeners.openNew(parsed.config, 1);
+    assert.deepEqual("wrong" in outcome ? outcome.wrong : outcome.missing, []);
+    for (const each of listeners.open) listeners.close(each);
+  });
 });
