@@ -57,16 +57,17 @@ test("so many begin in a second, also of those that are over, and none is taken 
   assert.equal(other.enter(7, quota, NOW + 1000), TOO_FAST);
 });
 
-test("a rate below one is counted by the minute, and never less than one", () => {
+test("a rate below one is counted by the minute or the hour", () => {
   const { one } = makeTwo();
   const minute = Math.ceil(NOW / 60_000) * 60_000;
   const quota: Quota = { most: null, perSecond: 0.05 };
   for (let i = 0; i < 3; i++) assert.ok(one.enter(7, quota, minute + i * 15_000) > 0);
   assert.equal(one.enter(7, quota, minute + 59_999), TOO_FAST);
   assert.ok(one.enter(7, quota, minute + 60_000) > 0);
-  const seldom: Quota = { most: null, perSecond: 0.001 };
+  const seldom: Quota = { most: null, perSecond: 1 / 3600 };
   assert.ok(one.enter(9, seldom, minute) > 0);
   assert.equal(one.enter(9, seldom, minute), TOO_FAST);
+  assert.equal(one.enter(9, seldom, minute + 60_000), TOO_FAST);
 });
 
 test("who stays over many seconds is counted still, and stays where he is found", () => {
