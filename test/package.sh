@@ -16,6 +16,9 @@ if node_modules/.bin/transplice check bad.toml 2>bad.out; then
 	exit 1
 fi
 grep -q 'proxy_url' bad.out
+# A link to the command is the predecessor of its name.
+ln -s "$folder/node_modules/.bin/transplice" redsocks
+./redsocks -v | grep -q '^redsocks/0.5 (transplice' || { echo "a link is not the program of its name" >&2; exit 1; }
 # It must start, too: the worker's files and koffi's binary are in the package.
 printf 'proxy_url = "socks5://192.0.2.1:1080"\nlisten = "127.0.0.1:%s"\n' $((20000 + $$ % 20000)) >run.toml
 timeout --preserve-status -s TERM 5 node_modules/.bin/transplice -f run.toml 2>run.out || { cat run.out; exit 1; }

@@ -108,11 +108,14 @@ function socksFields(record: JournalRecord): Record<string, Field> {
   return {
     protocol: version === 4 ? "SOCKS4/4a" : "SOCKS5",
     command: "connect",
-    dest_host: name,
+    dest_host: name === "" && addresses[DESTINATION] !== 0 ? hostOf(textOf(addresses, DESTINATION)) : name,
     src_addr: addresses[SOURCE] === 0 ? "" : textOf(addresses, SOURCE),
     ...(user === "" ? {} : { user }),
   };
 }
+
+/** "192.0.2.1:80", "[2001:db8::1]:80": without port and brackets. */
+const hostOf = (text: string): string => text.replace(/:\d+$/, "").replace(/^\[|\]$/g, "");
 
 /** In words, or null where nothing was wrong. */
 function errorText(reason: Reason, record: JournalRecord): string | null {

@@ -95,8 +95,9 @@ export class Stage {
     return listener;
   }
 
+  /** May come before the scenario's own end, where it plays the same twice. */
   async end(): Promise<void> {
-    for (const undo of this.#undo.reverse()) await undo();
+    for (const undo of this.#undo.splice(0).reverse()) await undo();
   }
 
   /** The last words of each program. */
