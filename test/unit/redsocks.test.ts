@@ -77,6 +77,10 @@ test("what is not the grammar is told with its line, all of it, and reading goes
   assert.deepEqual(lexed("} =").said.length, 2);
 });
 
+test("a section's name is shown in one line", () => {
+  for (const problem of bad('" \n " { }')) assert.doesNotMatch(problem, /\p{Cc}/u);
+});
+
 test("whatever text comes, the lexer and the parser answer", () => {
   const word = fc.constantFrom("base", "redsocks", "{", "}", "=", ";", '"', "\\", "//", "/*", "*/", "\n", "ip", "local_port", "type", "socks5", "1080", "10.0.0.1", " ", "daemon", "on");
   fc.assert(
