@@ -230,7 +230,7 @@ class Reader {
     const known = ["base", "redsocks", ...UNSUPPORTED.keys()];
     const near = nearest(name, known);
     this.#problem(
-      line, name.slice(0, 64),
+      line, quotedKey(name),
       `is not a section of redsocks.conf; ${near === null ? `there are ${alternatives(known).replace(" or ", " and ")}` : `did you mean ${near}?`}`,
     );
   }
