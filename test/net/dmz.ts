@@ -13,12 +13,13 @@
  *
  * And destinations that lead nowhere, each in its own way: see NOWHERE.
  */
+import { strict as assert } from "node:assert";
 import { type Listener, type Peer, text } from "./actors.ts";
 import { BLACK_HOLE, type Family, FAMILIES, type Network, PROXY, RELAY, SERVER } from "./network.ts";
 import { Relay, type Settings, type StartOptions } from "./relay.ts";
 import { haveIPv6, type Host, shadow } from "./sandbox.ts";
 import type { Stage } from "./scenario.ts";
-import { type Seen, webServer } from "./web.ts";
+import { curl, type Seen, webServer } from "./web.ts";
 import { DNS } from "./names.ts";
 import { tunnel } from "./socks.ts";
 
@@ -102,6 +103,9 @@ export function dmz(net: Network): Host {
   return proxy;
 }
 
+/** On the DMZ host. */
+export const METRICS_URL = `http://${PROXY[4]}:${METRICS_PORT}/metrics`;
+
 /** How the egress is asked, for the tools that want a word for it. */
 export const asked = (family: Family = 4): string => text(PROXY[family], PORT);
 
@@ -157,6 +161,25 @@ export function echo(stage: Stage, port = 7): Listener {
     peer.socket.removeAllListeners("data");
     peer.socket.pipe(peer.socket);
   });
+}
+
+/** All that it counts, as Prometheus is told. */
+export async function metrics(stage: Stage): Promise<string> {
+  const { status, body, error } = await curl(stage.net.proxy, METRICS_URL);
+  assert.equal(status, 0, error);
+  return String(body);
+}
+
+/** The value of a sample with these labels, in any order; 0 where there is none. */
+export function sample(of: string, name: string, labels: Record<string, string> = {}): number {
+  const line = of
+    .split("\n")
+    .find(
+      (it) =>
+        new RegExp(`^${name}[ {]`).test(it) &&
+        Object.entries(labels).every(([label, value]) => it.includes(`${label}="${value}"`)),
+    );
+  return line === undefined ? 0 : Number(line.slice(line.lastIndexOf(" ") + 1));
 }
 
 /** What a web server sees of one who asks it through a tunnel that stands, and ends it. */

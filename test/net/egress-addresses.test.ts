@@ -10,8 +10,10 @@ import {
   CLIENTS,
   dmz,
   egress,
+  metrics,
   POOL,
   PREFIX,
+  sample,
   seen,
   settingsOf,
   sourceOf,
@@ -176,11 +178,17 @@ for (const family of FAMILIES) {
         there = true;
       };
       stage.finally(back);
+      // It looks for its addresses from time to time, and on HUP.
+      if (family === 6) await relay.reload();
       // At once: a client whose address has gone is served by the next one.
       const after = await sources(stage, clients, SERVER[family]);
       assert.deepEqual(moved(before, after).sort(), those(before, gone).sort());
       await eventually("it is reported", () => mentions(relay, gone));
+      const usable = async (): Promise<number> =>
+        sample(await metrics(stage), "transplice_egress_usable", { address: gone });
+      await eventually("it is a metric", async () => (await usable()) === 0, 15_000);
       back();
+      if (family === 6) await relay.reload();
       await eventually(
         "it is in use again",
         async () => moved(before, await sources(stage, clients, SERVER[family])).length === 0,
@@ -277,6 +285,16 @@ scenario("out of ports to a destination: the client's next address takes over", 
   assert.equal(order.length, 3, `25 connections of 10 ports each: ${used.join(" ")}`);
   assert.deepEqual(used, [...used].sort((a, b) => order.indexOf(a) - order.indexOf(b)));
   assert.equal(used.filter((it) => it === order[0]).length, 10);
+  const [first = "", second = "", third = ""] = order;
+  const counted = await metrics(stage);
+  for (const [name, expected] of [
+    ["active_connections", { [first]: 10, [second]: 10, [third]: 5 }],
+    ["spilled_total", { [first]: 15, [second]: 5, [third]: 0 }],
+  ] as const) {
+    for (const [address, value] of Object.entries(expected)) {
+      assert.equal(sample(counted, `transplice_egress_${name}`, { address }), value, name);
+    }
+  }
   await giveBack(stage, server, 25);
   assert.equal(relay.process.exit, null);
 });
@@ -460,10 +478,14 @@ for (const family of FAMILIES) {
     const after = await sources(stage, clients, SERVER[family]);
     assert.deepEqual(moved(before, after).sort(), those(before, bad).sort());
     assert.ok(mentions(relay, bad), "it is told");
+    const listed = async (): Promise<number> =>
+      sample(await metrics(stage), "transplice_egress_listed", { address: bad });
+    assert.equal(await listed(), 1);
     assert.equal((await seen(long)).peer, bad, "its connections stay");
     names.scripts.delete(dnsblName(bad));
     await rounds(4);
     assert.deepEqual(await sources(stage, clients, SERVER[family]), before);
+    assert.equal(await listed(), 0);
   });
 }
 
@@ -520,7 +542,7 @@ scenario("the sources are a metric, and the log names them", async (stage) => {
   const source = await sourceOf(stage, CLIENTS[4][0]!, SERVER[4]);
   const started = await relay.logged("a start", (entry) => entry.message === "proxy starts");
   assert.match(String(started["src_addr"]), new RegExp(`^${source.replaceAll(".", "\\.")}:\\d+$`));
-  const { body } = await curl(stage.net.proxy, "http://192.0.2.2:9180/metrics");
-  assert.match(String(body), new RegExp(`address="${source.replaceAll(".", "\\.")}"`));
+  const opened = sample(await metrics(stage), "transplice_egress_opened_total", { address: source });
+  assert.equal(opened, 1);
 });
 

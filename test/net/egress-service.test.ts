@@ -12,8 +12,11 @@ import {
   echo,
   egress,
   METRICS_PORT,
+  METRICS_URL,
+  metrics,
   POOL,
   PORT,
+  sample,
   seen,
   settingsOf,
   web,
@@ -27,7 +30,6 @@ import { ask, codeOf, dial, greeting, GRANTED, reply5, request, tunnel } from ".
 import { curl, visit } from "./web.ts";
 
 const ECHO = { to: SERVER[4], port: 7 };
-const METRICS = `http://${text(PROXY[4], METRICS_PORT)}/metrics`;
 
 /** One short connection through the egress: "" if all went well, else what did not. */
 async function short(stage: Stage, target = ECHO): Promise<string> {
@@ -64,24 +66,6 @@ async function underLoad(
   return losses;
 }
 
-async function metrics(stage: Stage): Promise<string> {
-  const { status, body, error } = await curl(stage.net.proxy, METRICS);
-  assert.equal(status, 0, error);
-  return String(body);
-}
-
-/** The value of a sample with these labels, in any order; 0 where there is none. */
-function sample(of: string, name: string, labels: Record<string, string> = {}): number {
-  const line = of
-    .split("\n")
-    .find(
-      (it) =>
-        new RegExp(`^${name}[ {]`).test(it) &&
-        Object.entries(labels).every(([label, value]) => it.includes(`${label}="${value}"`)),
-    );
-  return line === undefined ? 0 : Number(line.slice(line.lastIndexOf(" ") + 1));
-}
-
 // ---------------------------------------------------------------------------------------------
 // Reload and end.
 
@@ -99,7 +83,7 @@ scenario(
     const failures: string[] = [];
     const scraping = (async () => {
       while (!over) {
-        const { status, body, error } = await curl(stage.net.proxy, METRICS);
+        const { status, body, error } = await curl(stage.net.proxy, METRICS_URL);
         if (status !== 0) failures.push(`${status}: ${error}`);
         else counts.push(sample(String(body), "usocksd_connections_total", { status: "granted" }));
         await sleep(50);
