@@ -138,17 +138,19 @@ test("property: whoever comes and goes, through whichever worker, the table agre
     who: fc.nat(7), worker: fc.nat(1), leaves: fc.boolean(), ms: fc.constantFrom(0, 0, 0, 1, 300, 1000, 5000),
   });
   const quota = fc.record({
-    most: fc.option(fc.integer({ min: 1, max: 3 })), perSecond: fc.option(fc.constantFrom(0.04, 1, 2, 4)),
+    most: fc.option(fc.integer({ min: 1, max: 3 })), perSecond: fc.option(fc.constantFrom(3 / 3600, 0.05, 1, 1.5, 2, 4)),
   });
   // The table is large: one for all runs, each far behind the one before.
   const { words, one, other } = makeTwo();
   let wallMs = NOW;
   fc.assert(
     fc.property(quota, fc.array(step, { maxLength: 60 }), (limits, steps) => {
-      wallMs += 1_000_000;
-      const windowMs = limits.perSecond !== null && limits.perSecond < 1 ? 60_000 : 1000;
+      wallMs += 10_000_000;
+      const { perSecond } = limits;
       const most = limits.most ?? Infinity;
-      const rate = limits.perSecond === null ? Infinity : Math.ceil((limits.perSecond * windowMs) / 1000);
+      const seconds = perSecond === 0.05 || perSecond === 1.5 ? 60 : (perSecond ?? 1) < 1 ? 3600 : 1;
+      const windowMs = 1000 * seconds;
+      const rate = perSecond === null ? Infinity : Math.round(perSecond * seconds);
       const held = new Map<number, number[]>();
       const began = new Map<string, number>();
       for (const { who, worker, leaves, ms } of steps) {
