@@ -225,6 +225,26 @@ differential("transocks", "HTTP", async (stage, subject, seen) => {
   await stage.end();
 });
 
+differential("transocks", "log formats", async (stage, subject, seen) => {
+  for (const format of ["plain", "logfmt"]) {
+    recorder(stage, { protocol: "socks5", login: false });
+    const args = ["-f", transocksFile(`socks5://${PROXY[4]}:3128`), "-logformat", format];
+    const child = await running(stage, stage.net.relay, subject, args, PORT);
+    stage.intercept({ mode: "redirect", from: "local", port: PORT });
+    await hello(stage, SERVER[4]);
+    await eventually("the log", () => child.output.includes("proxy starts"), LOG_MS).catch(() => {});
+    const line = child.output.split("\n").find((each) => each.includes("proxy starts")) ?? "never said";
+    assert.notEqual(line, "never said");
+    const shape = line
+      .replace(/\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z/, "TIME")
+      .replace(/[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}/, "ID")
+      .replace(/(?<=client_addr="[0-9.]+:)\d+/, "PORT").replace(/(?<=pid=)\d+/, "PID");
+    // logfmt's fields are in no order, there.
+    seen(format, shape.split(" ").sort().join(" "));
+    await stage.end();
+  }
+});
+
 differential("transocks", "a refusal", async (stage, subject, seen) => {
   recorder(stage, { protocol: "socks5", login: false, refuses: true });
   const child = await running(stage, stage.net.relay, subject, ["-f", transocksFile(`socks5://${PROXY[4]}:3128`)], PORT);
