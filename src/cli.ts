@@ -12,6 +12,7 @@ import { userFault } from "./config/items.ts";
 import type { Override } from "./config/parse.ts";
 import { alternatives, nearest, quoted } from "./config/problem.ts";
 import { PREDECESSORS, type ProgramName } from "./config/program.ts";
+import { FIREWALL_ACTIONS, FIREWALL_BACKENDS, type FirewallAction, type FirewallBackend } from "./control/firewall.ts";
 import { parseAsPredecessor, predecessorOf } from "./predecessor.ts";
 
 interface OnFile {
@@ -35,6 +36,12 @@ export type Command =
       readonly from: ProgramName | null;
       readonly ignoreUnsupported: boolean;
     }
+  | (OnFile & {
+      readonly kind: "firewall";
+      readonly action: FirewallAction;
+      /** null: as the configuration says. */
+      readonly backend: FirewallBackend | null;
+    })
   /** redsocks -v. */
   | { readonly kind: "version" }
   | {
@@ -66,12 +73,13 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
   ["help", { takes: "nothing", option: "help" }],
   ["V", { takes: "nothing", option: "version" }],
   ["version", { takes: "nothing", option: "version" }],
+  ["backend", { takes: "value", option: "backend" }],
   ["from", { takes: "value", option: "from" }],
   ["ignore-unsupported", { takes: "nothing", option: "ignore-unsupported" }],
 ]);
 
 const USAGE =
-  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice as PROGRAM [its flags]\n";
+  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice firewall print|apply|remove|status|check [-f FILE] [--backend BACKEND]\n       transplice as PROGRAM [its flags]\n";
 
 /** `words` is argv without the interpreter and the script, `called` the script's own name. */
 export function parseCommandLine(words: readonly string[], called = "transplice"): Command {
@@ -119,7 +127,7 @@ function describe(settle: (command: Command) => void): Program {
     .description(
       "A transparent TCP proxy: what the firewall redirects to it goes to its destination through a SOCKS5 or HTTP CONNECT proxy. And such a proxy: a SOCKS server that leaves by addresses of your choice.",
     )
-    .usage("[-f FILE] [flags]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice as PROGRAM [its flags]")
+    .usage("[-f FILE] [flags]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice firewall ACTION [-f FILE] [--backend BACKEND]\n       transplice as PROGRAM [its flags]")
     .version(`transplice ${packageVersion()}`, "-V, --version", "print the version")
     .helpOption("-h, --help", "print this help")
     .helpCommand(false)
@@ -130,6 +138,7 @@ function describe(settle: (command: Command) => void): Program {
       "critical, error, warning, info or debug (overrides level in [log])",
     )
     .option("--logformat <FORMAT>", "plain, logfmt or json (overrides format in [log])")
+    .addOption(new Option("--backend <BACKEND>").hideHelp())
     .addOption(new Option("--from <PROGRAM>").hideHelp())
     .addOption(new Option("--ignore-unsupported").hideHelp())
     .allowExcessArguments(false)
@@ -170,6 +179,16 @@ function describe(settle: (command: Command) => void): Program {
     .allowExcessArguments(false)
     .action((file: string | undefined) => settle(migration(file, program.opts<Options>())));
   program
+    .command("firewall")
+    .summary("the rules that redirect connections: print, apply, remove, status, check")
+    .description(
+      `The firewall's rules, made of [firewall] and the rest of the configuration. print: say them; apply: set them, in one transaction, in place of our earlier ones; remove: take away all that is ours; status: compare; check: what this host lacks for them, with a command for each. --backend ${alternatives(FIREWALL_BACKENDS)}; without, the first that works here. Exit code of status: 0 engaged, 1 differs, 3 absent, 4 unknown; of the others: 0 done, 1 not.`,
+    )
+    .usage("print|apply|remove|status|check [-f FILE] [--backend BACKEND]")
+    .argument("[ACTION]", alternatives(FIREWALL_ACTIONS))
+    .allowExcessArguments(false)
+    .action((action: string | undefined) => settle(firewallCommand(action, program.opts<Options>())));
+  program
     .command("as")
     .summary("be transocks, usocksd or redsocks: their flags, files and names in the log")
     .usage("PROGRAM [its flags]")
@@ -199,6 +218,7 @@ Examples:
   transplice check my.toml                is it valid?
   transplice passwd alice                 a line for [users]
   transplice migrate /etc/redsocks.conf   the same in our own file, and what changes
+  transplice firewall apply -f my.toml    set the rules that redirect connections to it
   transplice as redsocks -c my.conf       run with a configuration of redsocks
   transplice -f my.toml -loglevel debug   run and say more
 `,
@@ -213,6 +233,22 @@ function passwd(user: string | undefined, options: Options): Command {
   return Object.freeze({ kind: "passwd", user: user ?? null });
 }
 
+function firewallCommand(action: string | undefined, options: Options): Command {
+  const { backend, ...others } = options;
+  const stray = ofMigrate(others);
+  if (stray !== null) return stray;
+  const known = FIREWALL_ACTIONS.find((each) => each === action);
+  if (known === undefined) {
+    return misuse(`firewall takes ${alternatives(FIREWALL_ACTIONS)}${action === undefined ? "" : `, not ${quoted(action)}`}`);
+  }
+  const found = FIREWALL_BACKENDS.find((each) => each === backend) ?? null;
+  if (backend !== undefined && found === null) {
+    return misuse(`--backend takes ${alternatives(FIREWALL_BACKENDS)}, not ${quoted(backend)}`);
+  }
+  const { file, overrides, reading } = frozenCommand("check", others.file, others) as OnFile;
+  return Object.freeze({ kind: "firewall", action: known, backend: found, file, overrides, reading });
+}
+
 function migration(file: string | undefined, options: Options): Command {
   const { from, ignoreUnsupported, ...others } = options;
   if (file === undefined) return misuse("migrate needs the name of a file");
@@ -225,12 +261,14 @@ function migration(file: string | undefined, options: Options): Command {
 const FROM: readonly ProgramName[] = [...PREDECESSORS, "transplice"];
 
 /** migrate's flags, where there is no migrate. */
-function ofMigrate({ from, ignoreUnsupported }: Options): Command | null {
+function ofMigrate({ from, ignoreUnsupported, backend }: Options): Command | null {
+  if (backend !== undefined) return misuse("--backend is a flag of firewall");
   if (from !== undefined) return misuse("--from is a flag of migrate");
   return ignoreUnsupported === undefined ? null : misuse("--ignore-unsupported is a flag of migrate");
 }
 
 interface Options {
+  readonly backend?: string;
   readonly from?: string;
   readonly ignoreUnsupported?: boolean;
   readonly file?: string;
@@ -260,7 +298,7 @@ function strayOperand(operands: readonly string[], program: Program): string | n
   if (names.includes(name)) {
     if (operands.length <= 2 || name === "as") return null;
     // What stands there may be a password, which has no business on a command line.
-    return name === "passwd" ? "passwd takes one name, and asks for the password" : `${name} takes one file`;
+    return name === "passwd" ? "passwd takes one name, and asks for the password" : `${name} takes one ${name === "firewall" ? "action" : "file"}`;
   }
   if (/[./]/.test(name))
     return `${quoted(name)} is not a command; a configuration file is given as -f ${name}`;

@@ -11,6 +11,7 @@ import { migrate } from "./config/migrate.ts";
 import { type Problem, problemText } from "./config/problem.ts";
 import type { ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
+import { firewall } from "./control/firewall.ts";
 import { beginDaemon, daemonServes, takeOn, writePid } from "./control/identity.ts";
 import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
@@ -30,6 +31,8 @@ async function main(command: Command): Promise<number> {
       return passwd(command);
     case "migrate":
       return migrated(command);
+    case "firewall":
+      return firewalled(command);
     case "version":
       process.stdout.write(`redsocks/0.5 (transplice ${packageVersion()})\n`);
       return 0;
@@ -47,6 +50,20 @@ async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "mi
   }
   process.stdout.write(done.text);
   return 0;
+}
+
+async function firewalled(
+  { action, backend, file, overrides, reading }: Command & { kind: "firewall" },
+): Promise<number> {
+  const loaded = await loadConfig(file, overrides, reading);
+  if ("problems" in loaded) {
+    for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
+    return action === "status" ? 4 : 1;
+  }
+  const { out, wrong, code } = await firewall(action, loaded.config, backend);
+  process.stdout.write(out);
+  process.stderr.write(wrong);
+  return code;
 }
 
 /** As the program would that we are called by: transocks and usocksd had a line of the log for it. */

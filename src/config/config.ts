@@ -2,7 +2,7 @@
  * What a configuration file comes to: a frozen value that cannot be wrong. Everything that runs
  * takes a Config or a part of it; nothing else reads a file, an environment variable or a flag.
  */
-import type { AccessSettings } from "../policy/access.ts";
+import type { AccessSettings, PortRange } from "../policy/access.ts";
 import type { Affinity, EgressAddress } from "../policy/egress.ts";
 import type { Network } from "../policy/network.ts";
 import type { Credentials } from "../protocol/handshake.ts";
@@ -70,6 +70,22 @@ export interface EgressConfig {
 export type LogLevel = "critical" | "error" | "warning" | "info" | "debug";
 export type LogFormat = "plain" | "logfmt" | "json";
 
+export interface FirewallConfig {
+  readonly backend: "auto" | "nft" | "iptables" | "iptables-legacy";
+  readonly output: boolean;
+  readonly interfaces: readonly string[];
+  readonly include: readonly Network[];
+  readonly exclude: readonly Network[];
+  readonly ports: readonly PortRange[];
+  readonly excludePorts: readonly PortRange[];
+  readonly users: readonly string[];
+  readonly excludeUsers: readonly string[];
+  readonly excludeCgroups: readonly string[];
+  readonly serviceUser: string;
+  readonly tproxyMark: number;
+  readonly tproxyTable: number;
+}
+
 export interface Config {
   /** Where redirected connections arrive. [] if and only if there is no upstream. */
   readonly listen: readonly ListenAddress[];
@@ -110,6 +126,8 @@ export interface Config {
   };
   /** Greeting, authentication and request in one write. */
   readonly pipelined: boolean;
+  /** What "transplice firewall" makes rules of. */
+  readonly firewall: FirewallConfig;
   readonly log: {
     /** null: standard error. */
     readonly filename: string | null;

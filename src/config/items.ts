@@ -41,6 +41,9 @@ export const ITEM_READERS: { readonly [I in Item]: Reader<unknown> } = {
     const sound = /^[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*$/.test(zone);
     return sound && zone.length <= ZONE_CHARACTERS_MAX ? zone : fail(", which is not a domain");
   }),
+  interface: text((written, fail) => (isInterface(written) ? written : fail())),
+  account: text((written, fail) => (/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?$/.test(written) ? written : fail())),
+  cgroup: text((written, fail) => (/^\/?[\w@:.-]+(?:\/[\w@:.-]+)*\/?$/.test(written) ? written : fail())),
   user: text((written, fail) => {
     const wrong = userFault(written);
     return wrong === null ? written : fail(`, which ${wrong}`);
@@ -62,6 +65,11 @@ export function userFault(name: string): string | null {
   if (length === 0) return "is empty";
   if (length > USER_BYTES_MAX) return `has more than ${USER_BYTES_MAX} bytes`;
   return /\p{Cc}/u.test(name) ? "holds a control character" : null;
+}
+
+/** IFNAMSIZ in <linux/if.h>, less the NUL; and what a rule can say without quoting. */
+function isInterface(name: string): boolean {
+  return /^[\w.@-]{1,15}$/.test(name) && name !== "." && name !== ".." && !name.startsWith("-");
 }
 
 function text<T>(read: (written: string, fail: Fail) => T | undefined): Reader<T> {

@@ -394,6 +394,18 @@ function crossCheck(
       ),
     );
   }
+  if (values.mark != null && values.mark === values["firewall.tproxy_mark"]) {
+    problems.push(
+      file.about(
+        "firewall.tproxy_mark",
+        `is ${String(values.mark)}, as is mark; packets that are ours and packets that are to come to us need different marks`,
+      ),
+    );
+  }
+  // The kernel's own tables: compat, default, main, local.
+  if ([252, 253, 254, 255].includes(values["firewall.tproxy_table"] as number)) {
+    problems.push(file.about("firewall.tproxy_table", "is one of the kernel's own routing tables (252 to 255)"));
+  }
   if (!file.hasEgress) return;
   const egress = egressListeners(values as Partial<Values>, file.has("proxy_url"));
   const pairs = [
@@ -453,6 +465,21 @@ function assembled(values: Values, egress: EgressConfig | null): Config {
       pipeBytes: values["limits.pipe_size"],
     },
     pipelined: values["upstream.pipelined"],
+    firewall: {
+      backend: values["firewall.backend"],
+      output: values["firewall.output"],
+      interfaces: values["firewall.interfaces"],
+      include: values["firewall.include"],
+      exclude: values["firewall.exclude"],
+      ports: values["firewall.ports"],
+      excludePorts: values["firewall.exclude_ports"],
+      users: values["firewall.users"],
+      excludeUsers: values["firewall.exclude_users"],
+      excludeCgroups: values["firewall.exclude_cgroups"],
+      serviceUser: values["firewall.service_user"],
+      tproxyMark: values["firewall.tproxy_mark"],
+      tproxyTable: values["firewall.tproxy_table"],
+    },
     log: {
       // transocks takes an empty file name for none.
       filename: values["log.filename"] === "" ? null : values["log.filename"],

@@ -56,7 +56,7 @@ interface Plain extends Described {
 }
 
 /** What an array may hold. */
-export type Item = "network" | "site" | "port" | "source" | "ip" | "zone" | "user";
+export type Item = "network" | "site" | "port" | "source" | "ip" | "zone" | "user" | "interface" | "account" | "cgroup";
 
 interface List extends Described {
   readonly kind: "list";
@@ -420,6 +420,98 @@ export const SETTINGS = {
     description: "When more are listed than not: use all of them, or only those that are clean.",
     example: '"use-clean"',
   },
+  "firewall.backend": {
+    kind: "enum",
+    values: ["auto", "nft", "iptables", "iptables-legacy"],
+    default: '"auto"',
+    description: "What sets the rules; auto is the first of the others that works here.",
+    example: '"iptables"',
+  },
+  "firewall.output": {
+    kind: "boolean",
+    default: "true",
+    description: "Redirect the connections of this host's own programs.",
+    example: "false",
+  },
+  "firewall.interfaces": {
+    kind: "list",
+    of: "interface",
+    default: "[]",
+    description: "Redirect the connections of clients that come in by these, as on a gateway.",
+    example: '["lan0"]',
+  },
+  "firewall.include": {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description:
+      "Redirect only what goes there; none stands for the internet. A private or special network that is named here is redirected too.",
+    example: '["10.20.0.0/16", "0.0.0.0/0"]',
+  },
+  "firewall.exclude": {
+    kind: "list",
+    of: "network",
+    default: "[]",
+    description: "Never redirect what goes there. The upstream and this host's own addresses need not be named.",
+    example: '["198.51.100.0/24"]',
+  },
+  "firewall.ports": {
+    kind: "list",
+    of: "port",
+    default: "[]",
+    description: "Redirect only these destination ports; none stands for all.",
+    example: '[80, 443, "8000-8999"]',
+  },
+  "firewall.exclude_ports": {
+    kind: "list",
+    of: "port",
+    default: "[]",
+    description: "Never redirect these.",
+    example: "[22]",
+  },
+  "firewall.users": {
+    kind: "list",
+    of: "account",
+    default: "[]",
+    description: "Of this host's programs, redirect only those of these users; none stands for all.",
+    example: '["alice", "1001"]',
+  },
+  "firewall.exclude_users": {
+    kind: "list",
+    of: "account",
+    default: "[]",
+    description: "Never redirect programs of these users; an upstream on this host belongs here.",
+    example: '["tor"]',
+  },
+  "firewall.exclude_cgroups": {
+    kind: "list",
+    of: "cgroup",
+    default: "[]",
+    description: "Never redirect programs in these cgroups (version 2), which must exist when rules are applied.",
+    example: '["system.slice/backup.service"]',
+  },
+  "firewall.service_user": {
+    kind: "word",
+    default: '"transplice"',
+    description: "The user that transplice runs as, by whom its own connections are known and let through; `mark`, where it is set, counts instead.",
+    example: '"transplice"',
+  },
+  "firewall.tproxy_mark": {
+    kind: "integer",
+    min: 1,
+    max: 0xffff_ffff,
+    default: "0x1082",
+    description: "With TPROXY: the mark of packets that are to be delivered here.",
+    example: "0x1",
+  },
+  "firewall.tproxy_table": {
+    kind: "integer",
+    min: 1,
+    max: 0xffff_ffff,
+    default: "1082",
+    description: "With TPROXY: the routing table that does so; it must be nobody else's.",
+    example: "100",
+  },
   "log.filename": {
     kind: "string",
     default: null,
@@ -523,6 +615,9 @@ type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer
         ip: string;
         zone: string;
         user: string;
+        interface: string;
+        account: string;
+        cgroup: string;
       }[I][]
     : {
         duration: number;
@@ -619,6 +714,9 @@ const ITEMS: Readonly<Record<Item, string>> = {
   ip: 'IP addresses, such as "10.0.0.1"; "0.0.0.0" or "::" for all',
   zone: 'domains, such as "zen.spamhaus.org"',
   user: 'names of users, such as "alice"',
+  interface: 'names of interfaces, such as "lan0"',
+  account: 'names or numbers of users of this host, such as "alice" or "1000"',
+  cgroup: 'paths of cgroups below /sys/fs/cgroup, such as "system.slice/backup.service"',
 };
 
 /** The README's table of keys, in Markdown. */

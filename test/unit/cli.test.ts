@@ -54,6 +54,10 @@ const GOOD: readonly [string, string][] = [
 ];
 
 const BAD: readonly [string, string][] = [
+  ["firewall", 'stderr 2: transplice: firewall takes print, apply, remove, status or check'],
+  ["firewall aply", 'stderr 2: transplice: firewall takes print, apply, remove, status or check, not "aply"'],
+  ["firewall apply --backend pf", 'stderr 2: transplice: --backend takes nft, iptables or iptables-legacy, not "pf"'],
+  ["check --backend nft", "stderr 2: transplice: --backend is a flag of firewall"],
   ["-x", 'stderr 2: transplice: "-x" is not a flag'],
   ["-loglvel debug", 'stderr 2: transplice: "-loglvel" is not a flag; did you mean -loglevel?'],
   ["--log-level=debug", 'stderr 2: transplice: "-log-level" is not a flag; did you mean -loglevel?'],
@@ -64,11 +68,11 @@ const BAD: readonly [string, string][] = [
   ["-f=", "stderr 2: transplice: -f needs the name of a file"],
   ["-h=1", "stderr 2: transplice: -h takes no value"],
   ["chek x", 'stderr 2: transplice: "chek" is not a command; did you mean check?'],
-  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd, migrate, as'],
+  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd, migrate, firewall, as'],
   ["x.toml", 'stderr 2: transplice: "x.toml" is not a command; a configuration file is given as -f x.toml'],
   ["check a b", "stderr 2: transplice: check takes one file"],
   ["check a -f b", "stderr 2: transplice: check takes one file, as -f FILE or without -f"],
-  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd, migrate, as'],
+  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd, migrate, firewall, as'],
   ["migrate", "stderr 2: transplice: migrate needs the name of a file"],
   ["migrate x -f y", "stderr 2: transplice: migrate takes a file, --from and --ignore-unsupported"],
   ["migrate x --from dante", 'stderr 2: transplice: --from takes transocks, usocksd, redsocks or transplice, not "dante"'],

@@ -50,6 +50,10 @@ test("the smallest file has all defaults", () => {
     tcp: { keepaliveIdleMs: 180_000, keepaliveIntervalMs: 30_000, keepaliveProbes: 4, userTimeoutMs: 300_000 },
     limits: { whenFull: "wait", pipes: null, pipeBytes: 1_048_576 },
     pipelined: false,
+    firewall: {
+      backend: "auto", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
+      excludeUsers: [], excludeCgroups: [], serviceUser: "transplice", tproxyMark: 0x1082, tproxyTable: 1082,
+    },
     log: { filename: null, level: "info", format: "plain" },
   });
 });
@@ -189,7 +193,7 @@ const BAD: readonly [string, ...string[]][] = [
   // Tables where they do not belong, and none where one does.
   ["[timeout]\nidle = 1\ndial = 2", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
   ["[[timeout]]\n[[timeout]]\n[Timeout]", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
-  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [incoming], [outgoing], [log], [users], [[rules]]"],
+  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [incoming], [outgoing], [firewall], [log], [users], [[rules]]"],
   ["[log.level]", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["[log.level.x]\ny = 1", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["mode.x = 1", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],

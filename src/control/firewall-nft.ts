@@ -1,0 +1,116 @@
+/**
+ * FirewallPlan -> one nft table of our own, replaced or removed in one transaction. Pure.
+ */
+import type { PortRange } from "../policy/access.ts";
+import type { FamilyPlan, FirewallPlan } from "./firewall-plan.ts";
+
+export const NFT_TABLE = "inet transplice";
+
+/** For `nft -f -`: the table is added first, so that deleting it never fails. */
+export const NFT_REMOVAL = `add table ${NFT_TABLE}\ndelete table ${NFT_TABLE}\n`;
+
+export function nftRules(plan: FirewallPlan): string {
+  const sets = plan.families.flatMap(setsOf);
+  const chains = [
+    ...(plan.output ? chainOf(plan, "output") : []),
+    ...(plan.interfaces.length > 0 || plan.mode === "tproxy" ? chainOf(plan, "prerouting") : []),
+  ];
+  return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${[...sets, ...chains].map((line) => `  ${line}\n`).join("")}}\n`;
+}
+
+const SETS = ["exclude", "lifted", "special", "include"] as const;
+
+function setsOf(family: FamilyPlan): string[] {
+  return SETS.flatMap((name) => {
+    const networks = family[name] ?? [];
+    if (networks.length === 0) return [];
+    return [
+      `set ${name}${family.family} {`,
+      `  type ipv${family.family}_addr; flags interval; auto-merge`,
+      `  elements = { ${networks.join(", ")} }`,
+      "}",
+    ];
+  });
+}
+
+function chainOf(plan: FirewallPlan, hook: "output" | "prerouting"): string[] {
+  const { mode } = plan;
+  const type = mode === "redirect" ? "nat" : hook === "output" ? "route" : "filter";
+  const priority = mode === "tproxy" ? -150 : -100;
+  const ports = `${hook}_ports`;
+  const mark = `0x${plan.mark.toString(16)}`;
+  const rules = [`type ${type} hook ${hook} priority ${priority}; policy accept;`, "meta l4proto != tcp return"];
+  if (mode === "tproxy" && hook === "prerouting") {
+    // What the output chain has marked comes by again, through the loopback interface.
+    for (const family of plan.output ? plan.families : []) {
+      rules.push(`iifname "lo" meta mark ${mark} meta nfproto ipv${family.family} meta l4proto tcp ${tproxy(family)} accept`);
+    }
+    if (plan.interfaces.length === 0) rules.push("return");
+  }
+  if (hook === "prerouting" && plan.interfaces.length > 0) {
+    rules.push(`iifname != { ${plan.interfaces.map((name) => `"${name}"`).join(", ")} } return`);
+  }
+  // The answers of this host's servers, and of servers behind it, go their own way.
+  if (mode === "tproxy") rules.push("ct direction reply return");
+  if (hook === "output") rules.push(...programs(plan));
+  rules.push("fib daddr type local return");
+  for (const name of ["exclude", "lifted", "special"] as const) {
+    for (const family of plan.families) {
+      if (family[name].length === 0) continue;
+      const verdict = name === "lifted" ? `goto ${ports}` : "return";
+      rules.push(`${ip(family)} daddr @${name}${family.family} ${verdict}`);
+    }
+  }
+  for (const family of plan.families) {
+    if (family.include === null) continue;
+    rules.push(
+      family.include.length === 0
+        ? `meta nfproto ipv${family.family} return`
+        : `${ip(family)} daddr != @include${family.family} return`,
+    );
+  }
+  rules.push(`goto ${ports}`);
+  const last: string[] = [];
+  if (plan.excludePorts.length > 0) last.push(`tcp dport { ${portsText(plan.excludePorts)} } return`);
+  if (plan.ports !== null) last.push(`tcp dport != { ${portsText(plan.ports)} } return`);
+  for (const family of plan.families) {
+    const tcp = `meta nfproto ipv${family.family} meta l4proto tcp`;
+    if (mode === "redirect") last.push(`${tcp} redirect to :${family.port}`);
+    else if (hook === "output") last.push(`${tcp} meta mark set ${mark}`);
+    else last.push(`${tcp} ${tproxy(family)} meta mark set ${mark} accept`);
+  }
+  const chain = (name: string, lines: string[]): string[] => [`chain ${name} {`, ...lines.map((line) => `  ${line}`), "}"];
+  return [...chain(ports, last), ...chain(hook, rules)];
+}
+
+function programs(plan: FirewallPlan): string[] {
+  const rules: string[] = [];
+  if (plan.own !== null) {
+    rules.push("mark" in plan.own ? `meta mark 0x${plan.own.mark.toString(16)} return` : `meta skuid ${plan.own.uid} return`);
+  }
+  for (const path of plan.excludeCgroups) {
+    rules.push(`socket cgroupv2 level ${path.split("/").length} ${JSON.stringify(path)} return`);
+  }
+  if (plan.excludeUsers.length > 0) rules.push(`meta skuid { ${plan.excludeUsers.join(", ")} } return`);
+  if (plan.users !== null) rules.push(`meta skuid != { ${plan.users.join(", ")} } return`);
+  return rules;
+}
+
+const ip = ({ family }: FamilyPlan): string => (family === 4 ? "ip" : "ip6");
+
+const tproxy = (plan: FamilyPlan): string =>
+  `tproxy ${ip(plan)} to ${plan.family === 4 ? plan.address : `[${plan.address}]`}:${plan.port}`;
+
+const portsText = (ports: readonly PortRange[]): string =>
+  merged(ports).map(({ first, last }) => (first === last ? `${first}` : `${first}-${last}`)).join(", ");
+
+/** nft 1.0.6 refuses overlapping ranges in one anonymous set. */
+export function merged(ports: readonly PortRange[]): PortRange[] {
+  const out: { first: number; last: number }[] = [];
+  for (const { first, last } of [...ports].sort((a, b) => a.first - b.first)) {
+    const before = out.at(-1);
+    if (before !== undefined && first <= before.last + 1) before.last = Math.max(before.last, last);
+    else out.push({ first, last });
+  }
+  return out;
+}

@@ -1,0 +1,140 @@
+/**
+ * What the firewall is to do, before any dialect: Config, what names came to, and what this host
+ * has -> a FirewallPlan. Pure. The renderers (firewall-nft.ts, firewall-iptables.ts) turn it into
+ * rules; firewall.ts puts them into the kernel.
+ */
+import type { Config, ListenAddress } from "../config/config.ts";
+import { addressText, portOf } from "../config/endpoint.ts";
+import { type Network, Networks } from "../policy/network.ts";
+import type { PortRange } from "../policy/access.ts";
+import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../policy/special.ts";
+import { parseNetwork } from "../config/network.ts";
+
+/** The destinations of one family, in the order in which they are judged. All as text with prefix. */
+export interface FamilyPlan {
+  readonly family: 4 | 6;
+  readonly port: number;
+  /** Where TPROXY hands over to: a listener that stands on one address, or loopback. */
+  readonly address: string;
+  /** Never: the upstream, and what the operator excludes. */
+  readonly exclude: readonly string[];
+  /** Included by name although they are special. */
+  readonly lifted: readonly string[];
+  readonly special: readonly string[];
+  /** Then only these. null: the whole internet. */
+  readonly include: readonly string[] | null;
+}
+
+export interface FirewallPlan {
+  readonly mode: "redirect" | "tproxy";
+  /** Programs of this host. */
+  readonly output: boolean;
+  /** Clients that come in by these. */
+  readonly interfaces: readonly string[];
+  readonly families: readonly FamilyPlan[];
+  /** Transplice's own sockets: by mark, or else by user. */
+  readonly own: { readonly mark: number } | { readonly uid: number } | null;
+  /** Cgroup v2 paths without the leading slash. */
+  readonly excludeCgroups: readonly string[];
+  readonly users: readonly number[] | null;
+  readonly excludeUsers: readonly number[];
+  readonly ports: readonly PortRange[] | null;
+  readonly excludePorts: readonly PortRange[];
+  /** TPROXY's mark, and the routing table that delivers what carries it to this host. */
+  readonly mark: number;
+  readonly table: number;
+}
+
+/** What only the host can say. */
+export interface HostFacts {
+  /** The upstream's addresses, as text. */
+  readonly upstream: readonly string[];
+  readonly families: readonly (4 | 6)[];
+  /** What a user name or number comes to; null: there is no such user. */
+  readonly uid: (name: string) => number | null;
+}
+
+export type Planned = { readonly plan: FirewallPlan } | { readonly wrong: string };
+
+export function firewallPlan(config: Config, facts: HostFacts): Planned {
+  const { firewall, mark, mode, listen, upstream } = config;
+  if (upstream === null) {
+    return { wrong: "there is nothing to redirect to: the configuration has no proxy_url" };
+  }
+  if (!firewall.output && firewall.interfaces.length === 0) {
+    return { wrong: "nothing would be redirected: set output = true or interfaces in [firewall]" };
+  }
+  const missing: string[] = [];
+  const uidOf = (name: string): number => {
+    const uid = facts.uid(name);
+    if (uid === null) missing.push(name);
+    return uid ?? -1;
+  };
+  const users = firewall.users.map(uidOf);
+  const excludeUsers = firewall.excludeUsers.map(uidOf);
+  if (missing.length > 0) return { wrong: `there is no user ${missing.join(", ")} on this host (users in [firewall])` };
+  let own: FirewallPlan["own"] = null;
+  if (mark !== null) own = { mark };
+  else {
+    const uid = facts.uid(firewall.serviceUser);
+    if (uid !== null) own = { uid };
+    else if (firewall.output && firewall.excludeCgroups.length === 0) {
+      return {
+        wrong: `transplice's own connections would be redirected to itself: there is no user "${firewall.serviceUser}"; to make it: useradd --system --shell /usr/sbin/nologin ${firewall.serviceUser}; or set mark = 0x1081 in the configuration`,
+      };
+    }
+  }
+  const families = ([4, 6] as const).flatMap((family): FamilyPlan[] => {
+    const target = facts.families.includes(family) ? listenerOf(listen, family) : null;
+    return target === null ? [] : [familyPlan(family, target, config, facts)];
+  });
+  if (families.length === 0) return { wrong: "no listener has an address of a family that this host has" };
+  return {
+    plan: {
+      mode, families, own, excludeUsers,
+      output: firewall.output,
+      interfaces: firewall.interfaces,
+      excludeCgroups: firewall.excludeCgroups.map((path) => path.replace(/^\/+|\/+$/g, "")),
+      users: users.length === 0 ? null : users,
+      ports: firewall.ports.length === 0 ? null : firewall.ports,
+      excludePorts: firewall.excludePorts,
+      mark: firewall.tproxyMark,
+      table: firewall.tproxyTable,
+    },
+  };
+}
+
+function familyPlan(
+  family: 4 | 6, target: { port: number; address: string }, config: Config, facts: HostFacts,
+): FamilyPlan {
+  const { include, exclude } = config.firewall;
+  const length = family === 4 ? 4 : 16;
+  const mine = (networks: readonly Network[]): Network[] =>
+    networks.filter(({ bytes }) => bytes.length === length);
+  const special = (family === 4 ? SPECIAL_IPV4 : SPECIAL_IPV6).map(({ network }) => network);
+  const ranges = special.map((text) => parseNetwork(text) as Network);
+  const inSpecial = ({ bytes, prefix }: Network): boolean =>
+    ranges.some((range) => range.prefix <= prefix && new Networks([range]).has(bytes, 0, length));
+  const upstream = facts.upstream.filter((text) => text.includes(":") === (family === 6));
+  const wanted = mine(include);
+  const others = wanted.filter((network) => !inSpecial(network));
+  return {
+    family, ...target, special,
+    exclude: [...new Set([...upstream.map((text) => `${text}/${length * 8}`), ...mine(exclude).map(networkText)])],
+    lifted: wanted.filter(inSpecial).map(networkText),
+    include: include.length === 0 ? null : others.map(networkText),
+  };
+}
+
+export const networkText = ({ bytes, prefix }: Network): string => `${addressText(bytes)}/${prefix}`;
+
+/** The first listener that takes this family's connections. A REDIRECT knows but a port. */
+function listenerOf(
+  listen: readonly ListenAddress[], family: 4 | 6,
+): { port: number; address: string } | null {
+  const found = listen.find(({ text, dualStack }) => dualStack || text.startsWith("[") === (family === 6));
+  if (found === undefined) return null;
+  const host = found.text.slice(0, found.text.lastIndexOf(":")).replace(/^\[|\]$/g, "").replace(/%.*/, "");
+  const address = found.dualStack ? (family === 4 ? "127.0.0.1" : "::1") : host;
+  return { port: portOf(found.bytes, 0), address };
+}

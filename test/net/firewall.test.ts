@@ -1,0 +1,217 @@
+/**
+ * The rules that `transplice firewall` makes, in a real kernel with real traffic: each backend, both
+ * modes, programs of the host and routed clients, both families; what is left alone; and that they
+ * come and go without a trace, beside an administrator's own.
+ */
+import { strict as assert } from "node:assert";
+import { writeFileSync } from "node:fs";
+import { text } from "./actors.ts";
+import { FAMILIES, LAN, PROXY, RELAY, SERVER } from "./network.ts";
+import { MAIN, type Settings, toml } from "./relay.ts";
+import { PRIVATE, unprivileged } from "./sandbox.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { visit, webServer } from "./web.ts";
+
+const BACKENDS = ["nft", "iptables", "iptables-legacy"] as const;
+const ADMINISTRATOR = `table inet theirs {
+  chain output { type filter hook output priority 0; policy accept; tcp dport 9 counter accept; }
+}
+`;
+
+let files = 0;
+
+class Firewall {
+  readonly #stage: Stage;
+  readonly #file = `${PRIVATE}/firewall-${files++}.toml`;
+
+  constructor(stage: Stage, settings: Settings) {
+    this.#stage = stage;
+    writeFileSync(this.#file, toml(settings));
+    stage.finally(() => void this.run("remove"));
+  }
+
+  change(settings: Settings): void {
+    writeFileSync(this.#file, toml(settings));
+  }
+
+  run(action: string, ...flags: string[]): { status: number | null; stdout: string; stderr: string } {
+    return this.#stage.net.relay.attempt(process.execPath, [MAIN, "firewall", action, "-f", this.#file, ...flags]);
+  }
+
+  /** The answer; or the scenario is not for this machine. */
+  apply(backend: string): string {
+    const { status, stdout, stderr } = this.run("apply", "--backend", backend);
+    if (status !== 0 && /not installed|incompatible|not supported|does not exist|can't initialize/.test(stderr)) this.#stage.skip(stderr);
+    assert.equal(status, 0, stderr);
+    return stdout;
+  }
+
+  status(): string {
+    const { status, stdout, stderr } = this.run("status");
+    return `${status} ${stdout.split("\n")[0]}${stderr}`;
+  }
+}
+
+/** All that the kernel has of rules, without dates and counters of packets. */
+function everything(stage: Stage): string {
+  const host = stage.net.relay;
+  // The old tables are there once somebody has looked.
+  const saves = ["iptables-legacy-save", "ip6tables-legacy-save"].map((tool) => host.attempt(tool, []).stdout);
+  const rules = ["-4", "-6"].flatMap((family) => [host.attempt("ip", [family, "rule"]).stdout, host.attempt("ip", [family, "route", "show", "table", "all"]).stdout]);
+  return [host.attempt("nft", ["list", "ruleset"]).stdout, ...saves, ...rules]
+    .join("\n").replaceAll(/^#.*$/gm, "").replaceAll(/^.* proto kernel .*$/gm, "").replaceAll(/\[\d+:\d+\]|expires \d+sec/g, "")
+    // Link-local addresses come when the kernel has made sure of them.
+    .replaceAll(/\n+/g, "\n");
+}
+
+function touchLegacy(stage: Stage): void {
+  for (const tool of ["iptables-legacy", "ip6tables-legacy"]) {
+    for (const table of ["nat", "mangle"]) stage.net.relay.attempt(tool, ["-t", table, "-S"]);
+  }
+}
+
+function theirs(stage: Stage): void {
+  const host = stage.net.relay;
+  host.run("nft", ["-f", "-"], ADMINISTRATOR);
+  stage.finally(() => void host.run("nft", ["delete", "table", "inet", "theirs"]));
+}
+
+function servers(stage: Stage, port = 80): void {
+  for (const family of FAMILIES) {
+    const server = webServer(stage.net.internet, SERVER[family], port);
+    stage.finally(() => {
+      server.closeAllConnections();
+      server.close();
+    });
+  }
+}
+
+const MARK = 0x1081;
+
+for (const backend of BACKENDS) {
+  for (const mode of ["redirect", "tproxy"] as const) {
+    scenario(`${backend}, ${mode}: traffic, twice, compared, and gone without a trace`, async (stage) => {
+      servers(stage);
+      servers(stage, 81);
+      touchLegacy(stage);
+      theirs(stage);
+      const upstream = stage.upstream({ protocol: "socks5", dials: true });
+      const settings = {
+        listen: ":1081", proxy_url: upstream.url(), mode, mark: MARK, workers: 1,
+        firewall: { interfaces: ["inner"], exclude_ports: [81, "4000-5000"], exclude: ["198.51.100.77/32"] },
+      };
+      const before = everything(stage);
+      const firewall = new Firewall(stage, settings);
+      assert.match(firewall.status(), /^3 absent/);
+      assert.equal(firewall.apply(backend), `engaged (${backend})\n`);
+      const applied = everything(stage);
+      assert.notEqual(applied, before);
+      assert.match(firewall.status(), new RegExp(`^0 engaged \\(${backend}\\)`));
+      firewall.apply(backend);
+      assert.equal(everything(stage), applied, "twice is once");
+
+      const relay = await stage.relay(settings);
+      for (const family of FAMILIES) {
+        const url = `http://${text(SERVER[family], 80)}/`;
+        for (const [client, address] of [[stage.net.relay, RELAY], [stage.net.lan, LAN]] as const) {
+          assert.equal((await visit(client, url)).peer, PROXY[family], `IPv${family}, ${client.name}: the server sees the proxy`);
+          const end = await relay.logged("the end", (entry) => entry.message.startsWith("proxy ends") && String(entry["client_addr"]).includes(address[family]));
+          assert.equal(end["dest_addr"], text(SERVER[family], 80));
+        }
+        const direct = await visit(stage.net.relay, `http://${text(SERVER[family], 81)}/`);
+        assert.equal(direct.peer, RELAY[family], "an excluded port goes its own way");
+      }
+      const special = webServer(stage.net.lan, LAN[4], 80);
+      const excluded = webServer(stage.net.internet, "198.51.100.77", 80);
+      const local = webServer(stage.net.relay, RELAY[4], 8080);
+      stage.finally(() => [special, excluded, local].forEach((server) => void server.close()));
+      const asked = upstream.requests.length;
+      assert.equal((await visit(stage.net.relay, `http://${LAN[4]}/`)).peer, "10.7.0.1", "a private destination");
+      assert.equal((await visit(stage.net.relay, "http://198.51.100.77/")).peer, RELAY[4], "an excluded destination");
+      assert.equal((await visit(stage.net.lan, `http://${RELAY[4]}:8080/`)).peer, LAN[4], "the host itself, from within");
+      assert.equal((await visit(stage.net.internet, `http://${RELAY[4]}:8080/`)).peer, "192.0.2.3", "the host itself, from without");
+      assert.equal(upstream.requests.length, asked, "none of them went through the proxy");
+
+      // Included by name: what is private, and only that.
+      firewall.change({ ...settings, firewall: { include: ["10.7.0.0/16"] } });
+      assert.match(firewall.status(), /^1 differs/);
+      firewall.apply(backend);
+      assert.match(firewall.status(), /^0 engaged/);
+      await visit(stage.net.relay, `http://${LAN[4]}/`).catch(() => null);
+      assert.equal(upstream.requests.at(-1)?.host, LAN[4], "an included private network");
+      const count = upstream.requests.length;
+      assert.equal((await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`)).peer, RELAY[4]);
+      assert.equal(upstream.requests.length, count, "and nothing else");
+
+      assert.equal(firewall.run("remove").status, 0);
+      assert.equal(everything(stage), before, "without a trace");
+      assert.equal(firewall.run("remove").status, 0, "twice is fine");
+      assert.equal(everything(stage), before);
+      assert.match(firewall.status(), /^3 absent/);
+    });
+  }
+  scenario(`${backend}: a rule that somebody took away is named, and apply brings it back`, async (stage) => {
+    const firewall = new Firewall(stage, { proxy_url: "socks5://203.0.113.5:1080", mark: MARK });
+    firewall.apply(backend);
+    const host = stage.net.relay;
+    if (backend === "nft") host.run("nft", ["flush", "chain", "inet", "transplice", "output_ports"]);
+    else host.run(backend === "iptables" ? "iptables-nft" : backend, ["-t", "nat", "-F", "TRANSPLICE_OUTPUT_PORT"]);
+    const { status, stdout } = firewall.run("status");
+    assert.equal(status, 1);
+    assert.match(stdout, /^- .*(redirect to :1081|REDIRECT --to-ports 1081)$/im);
+    firewall.apply(backend);
+    assert.match(firewall.status(), /^0 engaged/);
+  });
+}
+
+scenario("another backend takes the place of the first", async (stage) => {
+  const firewall = new Firewall(stage, { proxy_url: "socks5://203.0.113.5:1080", mark: MARK });
+  for (const backend of ["iptables", "nft", "iptables-legacy", "iptables"]) {
+    firewall.apply(backend);
+    assert.match(firewall.status(), new RegExp(`^0 engaged \\(${backend}\\)`));
+  }
+});
+
+scenario("leftovers of an earlier us go, and what is theirs stays", async (stage) => {
+  touchLegacy(stage);
+  const host = stage.net.relay;
+  const firewall = new Firewall(stage, { proxy_url: "socks5://203.0.113.5:1080", mark: MARK });
+  // Somebody's chain leads to where one of ours is: ours can be made, but not removed.
+  host.run("ip6tables-legacy", ["-t", "nat", "-N", "TRANSPLICE_OLD"]);
+  host.run("ip6tables-legacy", ["-t", "nat", "-N", "THEIRS"]);
+  host.run("ip6tables-legacy", ["-t", "nat", "-A", "THEIRS", "-j", "RETURN"]);
+  host.run("ip6tables-legacy", ["-t", "mangle", "-N", "TRANSPLICE_OUTPUT"]);
+  host.run("ip6tables-legacy", ["-t", "mangle", "-A", "TRANSPLICE_OUTPUT", "-j", "ACCEPT"]);
+  stage.finally(() => void host.attempt("sh", ["-c", "ip6tables-legacy -t nat -F THEIRS; ip6tables-legacy -t nat -X THEIRS"]));
+  // What is left of an earlier us, in any table, goes.
+  firewall.apply("iptables-legacy");
+  assert.match(firewall.status(), /^0 engaged/);
+  assert.doesNotMatch(everything(stage), /TRANSPLICE_OLD/);
+});
+
+scenario("the service's user is let through, and so are others that are named", async (stage) => {
+  if (unprivileged()) stage.skip("in a user namespace there is only one user");
+  servers(stage);
+  const upstream = stage.upstream({ protocol: "socks5", dials: true });
+  const settings = { proxy_url: upstream.url(), firewall: { service_user: "root", exclude_users: ["65533"] } };
+  await stage.relay(settings);
+  for (const backend of BACKENDS) {
+    const firewall = new Firewall(stage, settings);
+    firewall.apply(backend);
+    for (const [uid, peer] of [["65534", PROXY[4]], ["65533", RELAY[4]], ["0", RELAY[4]]] as const) {
+      const { output } = await stage.net.relay.execute("setpriv", `--reuid=${uid}`, `--regid=${uid}`, "--clear-groups",
+        "curl", "-sS", "--noproxy", "*", "--max-time", "20", `http://${text(SERVER[4], 80)}/`);
+      assert.equal(JSON.parse(output).peer, peer, `${backend}, user ${uid}`);
+    }
+    firewall.run("remove");
+  }
+});
+
+scenario("what is missing is said, with what to do", async (stage) => {
+  const firewall = new Firewall(stage, { listen: "127.0.0.1:1081", proxy_url: `socks5://${RELAY[4]}:1080`, firewall: { service_user: "nobody-such" } });
+  assert.match(firewall.run("apply").stderr, /useradd .*nobody-such/);
+  firewall.change({ listen: "127.0.0.1:1081", proxy_url: `socks5://${RELAY[4]}:1080`, mark: MARK, firewall: { interfaces: ["none0"] } });
+  const { status, stdout } = firewall.run("check");
+  assert.equal(status, 1);
+  for (const words of [/IPv6 goes past/, /is on this host/, /no interface none0/, /nothing listens/]) assert.match(stdout, words);
+});

@@ -1,0 +1,116 @@
+/** The firewall's plan and its renderers: what is let through, what is handed over, and in what order. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { parseConfig } from "../../src/config/parse.ts";
+import { differences } from "../../src/control/firewall.ts";
+import { iptablesRules, ownTables, transition } from "../../src/control/firewall-iptables.ts";
+import { nftRules } from "../../src/control/firewall-nft.ts";
+import { type FirewallPlan, firewallPlan } from "../../src/control/firewall-plan.ts";
+import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
+
+const FACTS = { upstream: ["203.0.113.5"], families: [4, 6] as const, uid: (name: string) => (name === "none" ? null : 999) };
+
+function planned(text: string, facts = {}): ReturnType<typeof firewallPlan> {
+  const parsed = parseConfig(`proxy_url = "socks5://203.0.113.5:1080"\n${text}`, "t.toml");
+  assert.ok("config" in parsed, JSON.stringify(parsed));
+  return firewallPlan(parsed.config, { ...FACTS, ...facts });
+}
+
+function plan(text = "", facts = {}): FirewallPlan {
+  const result = planned(text, facts);
+  assert.ok("plan" in result, JSON.stringify(result));
+  return result.plan;
+}
+
+test("the README's lists are the table's", () => {
+  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
+  const list = (pattern: RegExp): string[] => {
+    const found = pattern.exec(readme)?.[1];
+    assert.ok(found !== undefined, `${pattern}`);
+    return found.split(/[\s,\\]+/).filter((word) => word !== "");
+  };
+  const v4 = SPECIAL_IPV4.map(({ network }) => network);
+  const v6 = SPECIAL_IPV6.map(({ network }) => network);
+  assert.deepEqual(list(/ipv4_addr; flags interval\s+elements = \{([^}]*)\}/), v4);
+  assert.deepEqual(list(/ipv6_addr; flags interval\s+elements = \{([^}]*)\}/), v6);
+  assert.deepEqual(list(/for net in (0\.0\.0\.0\/8[\s\S]*?)\ndo/), v4);
+  assert.deepEqual(list(/for net in (::\/128[\s\S]*?)\ndo/), v6);
+  for (const { rfc } of [...SPECIAL_IPV4, ...SPECIAL_IPV6]) assert.match(rfc, /^RFC \d+/);
+});
+
+test("transplice's own connections pass: by mark, or else by user, or not at all", () => {
+  assert.deepEqual(plan("mark = 7").own, { mark: 7 });
+  assert.deepEqual(plan().own, { uid: 999 });
+  const result = planned('[firewall]\nservice_user = "none"');
+  assert.ok("wrong" in result && result.wrong.includes("useradd"));
+  assert.equal(plan('[firewall]\nservice_user = "none"\nexclude_cgroups = ["/a/b"]').own, null);
+  assert.match(nftRules(plan("mark = 7")), /meta mark 0x7 return/);
+  assert.match(nftRules(plan('[firewall]\nexclude_cgroups = ["/a/b"]')), /socket cgroupv2 level 2 "a\/b" return/);
+});
+
+test("each family has the port of a listener of its own, and none without", () => {
+  const ports = (text: string, facts = {}): [number, number][] => plan(text, facts).families.map(({ family, port }) => [family, port]);
+  assert.deepEqual(ports('listen = ["127.0.0.1:1", "[::1]:2"]'), [[4, 1], [6, 2]]);
+  assert.deepEqual(ports('listen = ":3"'), [[4, 3], [6, 3]]);
+  assert.deepEqual(ports('listen = "127.0.0.1:4"'), [[4, 4]]);
+  assert.deepEqual(ports('listen = ":5"', { families: [4] }), [[4, 5]]);
+  assert.ok("wrong" in planned('listen = "[::1]:6"', { families: [4] }));
+});
+
+test("an included special network is lifted, and the rest of the special stays out", () => {
+  const [v4, v6] = plan('[firewall]\ninclude = ["10.20.0.0/16", "198.51.100.0/24"]\nexclude = ["10.20.1.0/24"]').families;
+  assert.deepEqual(v4?.lifted, ["10.20.0.0/16"]);
+  assert.deepEqual(v4?.include, ["198.51.100.0/24"]);
+  assert.deepEqual(v4?.exclude, ["203.0.113.5/32", "10.20.1.0/24"]);
+  assert.deepEqual(v6?.include, [], "IPv6 was not named");
+  const order = ["@exclude4", "@lifted4", "@special4", "@include4"];
+  const text = nftRules(plan('[firewall]\ninclude = ["10.20.0.0/16", "198.51.100.0/24"]'));
+  const places = order.map((name) => text.indexOf(`ip daddr ${name === "@include4" ? "!= " : ""}${name}`));
+  assert.ok(places.every((at, i) => at > 0 && (i === 0 || at > places[i - 1]!)), `${places}`);
+});
+
+test("two marks that are one, and the kernel's tables, are problems of the file", () => {
+  for (const text of ["mark = 0x1082", "[firewall]\ntproxy_table = 254", '[firewall]\ninterfaces = ["a b"]', '[firewall]\nusers = ["a;b"]']) {
+    assert.ok("problems" in parseConfig(`proxy_url = "direct:"\n${text}`, "t.toml"), text);
+  }
+});
+
+test("ports are merged for nft, and come fifteen at a time for iptables", () => {
+  const some = plan(`[firewall]\nports = [${Array.from({ length: 20 }, (_, i) => 2 * i + 1)}, "100-200", "150-300"]`);
+  assert.match(nftRules(some), /tcp dport != \{ 1, 3, .*39, 100-300 \} return/);
+  const rules = iptablesRules(some, some.families[0]!).get("nat")!.rules.filter((rule) => rule.includes("multiport"));
+  assert.deepEqual(rules.map((rule) => /--dports (\S+)/.exec(rule)![1]!.split(",").length), [15, 6]);
+});
+
+test("only what is needed changes: the transaction from one state to another", () => {
+  const some = plan();
+  const rules = iptablesRules(some, some.families[0]!);
+  const fresh = transition(new Map(), rules);
+  assert.match(fresh, /^\*nat\n:TRANSPLICE_OUTPUT - /);
+  assert.match(fresh, /-A OUTPUT -p tcp -j TRANSPLICE_OUTPUT\nCOMMIT\n$/);
+  const save = `*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j THEIRS\n${fresh.split("\n").slice(1).join("\n")}`;
+  const found = ownTables(save);
+  assert.deepEqual(found.get("nat")?.rules, rules.get("nat")?.rules);
+  const again = transition(found, rules);
+  assert.doesNotMatch(again, /OUTPUT -p tcp|THEIRS/, "the jump stays where it is");
+  const away = transition(found, new Map());
+  assert.match(away, /-D OUTPUT -p tcp -j TRANSPLICE_OUTPUT\n-X TRANSPLICE_OUTPUT\n/);
+  assert.doesNotMatch(away, /THEIRS|-A /);
+  assert.equal(ownTables("*nat\n:OUTPUT ACCEPT [0:0]\n-A OUTPUT -j THEIRS\nCOMMIT\n").size, 0);
+});
+
+test("TPROXY leaves the answers of this host's servers alone, and REDIRECT needs not", () => {
+  const tproxy = plan('listen = ":1081"\nmode = "tproxy"\n[firewall]\ninterfaces = ["lan0"]');
+  const text = nftRules(tproxy);
+  assert.equal(text.match(/ct direction reply return/g)?.length, 2);
+  assert.match(text, /type route hook output priority -150/);
+  assert.match(text, /iifname "lo" meta mark 0x1082 .* tproxy ip6 to \[::1\]:1081 accept/);
+  assert.doesNotMatch(nftRules(plan()), /ct direction|prerouting/);
+});
+
+test("what differs is named", () => {
+  assert.deepEqual(differences(["a", "b", "b"], ["b", "c"]), ["- a", "- b", "+ c"]);
+  assert.deepEqual(differences(["a", "b"], ["b", "a"]), ["~ the same rules in another order"]);
+  assert.deepEqual(differences(["a"], ["a"]), []);
+});
