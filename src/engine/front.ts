@@ -129,6 +129,11 @@ export class SocksFront {
     return this.#partial.length > 0;
   }
 
+  /** allow_from does not have it, and no balancer speaks for another: it will be refused. */
+  get outside(): boolean {
+    return this.#phase !== PROXY && !this.#egress.access.admits(this.#asker());
+  }
+
   get resolves(): boolean {
     return this.#phase === RESOLVE;
   }

@@ -76,6 +76,8 @@ const RESET_STALL_MS = 10_000;
 const RESET_LOOK_MS = 16;
 /** A refused client has so long to read why. */
 const REFUSED_MS = 2000;
+/** Who will be refused whatever it asks for has so long to ask: it takes a place from others. */
+const OUTSIDE_MS = 2000;
 /** RFC 8305 section 5: the next address is tried beside one that has not answered in this time. */
 const RACE_MS = 250;
 /** Tried beside the first, at once. */
@@ -277,6 +279,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#dueMs = this.#askedMs = engine.nowMs + engine.egress!.settings.negotiationMs;
     const outcome = front.begin(engine.egress!);
     if (outcome !== "waits") return this.#end(front.why!);
+    if (front.outside) this.#dueMs = this.#askedMs = Math.min(this.#dueMs, engine.nowMs + OUTSIDE_MS);
     const result = owned ? this.client.watch(false) : -EMFILE;
     if (result < 0) return this.#end(ending("resources", -result));
     engine.timeouts.start(this, this.#askedMs);

@@ -3,9 +3,9 @@
  */
 import { strict as assert } from "node:assert";
 import { connect, eventually, sleep } from "./actors.ts";
-import { asked, egress, METRICS_PORT, POOL, settingsOf, web } from "./dmz.ts";
+import { asked, CLIENTS, egress, METRICS_PORT, POOL, settingsOf, web } from "./dmz.ts";
 import { Names } from "./names.ts";
-import { PROXY, SERVER } from "./network.ts";
+import { LAN, PROXY, SERVER } from "./network.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { dial, greeting, request, tunnel } from "./socks.ts";
 
@@ -70,6 +70,18 @@ scenario("the time before granted is no time of a tunnel", async (stage) => {
   await eventually("the tunnel is counted", async () => /elapsed_seconds_count\{.*\} 1/.test(await page(stage)));
   const sums = [...(await page(stage)).matchAll(/elapsed_seconds_sum\{.*\} (\S+)/g)].map(([, sum]) => Number(sum));
   assert.ok(Math.max(...sums) < 1, `${sums}`);
+});
+
+scenario("who is outside allow_from holds no place for long", async (stage) => {
+  await egress(stage, { incoming: { allow_from: [LAN[4]] }, timeouts: { negotiation: "30s" } });
+  const [outside] = CLIENTS[4];
+  const silent = await dial(stage.net.lan, asked(), outside!);
+  const inside = await dial(stage.net.lan, asked(), LAN[4]);
+  await eventually("it is sent away", () => silent.end !== null, 5000);
+  assert.equal(inside.end, null);
+  const refused = await dial(stage.net.lan, asked(), outside!);
+  refused.write(Buffer.concat([greeting(0), request(SERVER[4], 80)]));
+  assert.equal((await refused.read(4))[3], 2);
 });
 
 async function page(stage: Stage): Promise<string> {
