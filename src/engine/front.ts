@@ -321,11 +321,7 @@ export class SocksFront {
 
   /** Its address is known: may it come at all? */
   #admit(): Outcome {
-    const { rows } = this.#engine;
-    const { at, length } = this.#client();
-    // Of an IPv6 network of 64 bits, which one host can fill, all are one client.
-    const hash = hashOf(CLIENT_KIND, rows.bytes, at, Math.min(length, 8));
-    const refusal = this.#enter(0, hash, this.#egress.settings.perClient);
+    const refusal = this.#enter(0, this.#clientHash(), this.#egress.settings.perClient);
     return refusal === null ? "waits" : this.#over(refusal);
   }
 
@@ -394,7 +390,8 @@ export class SocksFront {
     const verdict = access.judgeName(this.#asker(), this.name, this.port);
     if (verdict !== null && !verdict.allowed) return this.#forbid(verdict);
     this.#phase = RESOLVE;
-    this.#answer = this.#engine.names.lookup(this.name, this.#host, this.#engine.nowMs);
+    const { names, nowMs } = this.#engine;
+    this.#answer = names.lookup(this.name, this.#host, nowMs, this.#clientHash());
     return this.#answer === null ? "waits" : this.#resolved(this.#answer);
   }
 
@@ -482,6 +479,12 @@ export class SocksFront {
     const { row } = this.#host;
     if (bytes[row] !== AF_INET6) return { at: row + 4, length: 4 };
     return isMapped(bytes, row) ? { at: row + 20, length: 4 } : { at: row + 8, length: 16 };
+  }
+
+  /** Of an IPv6 network of 64 bits, which one host can fill, all are one client. */
+  #clientHash(): number {
+    const { at, length } = this.#client();
+    return hashOf(CLIENT_KIND, this.#engine.rows.bytes, at, Math.min(length, 8));
   }
 
   #asker(): Client {

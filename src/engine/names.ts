@@ -6,6 +6,9 @@
 import type { Task } from "./loop.ts";
 
 const NAMES_MAX = 4096;
+/** Names that are being asked for on behalf of one client: main asks for a thousand in all. */
+const ASKED_MAX = 64;
+const BUSY: NameAnswer = Object.freeze({ addresses: [], ttlMs: 0, failure: "failed" });
 
 /** Plain data: main sends it. */
 export interface NameAnswer {
@@ -28,7 +31,9 @@ interface Known {
 export class NameCache {
   readonly #ask: (name: string) => void;
   readonly #known = new Map<string, Known>();
-  readonly #waiting = new Map<string, Set<Asker>>();
+  readonly #waiting = new Map<string, { readonly askers: Set<Asker>; readonly client: number }>();
+  /** How many of the names that are being asked for each client has brought up. */
+  readonly #askedBy = new Map<number, number>();
 
   /** `ask` sends a question to main, which answers each exactly once, by answer(). */
   constructor(ask: (name: string) => void) {
@@ -40,22 +45,29 @@ export class NameCache {
     return this.#waiting.size;
   }
 
-  /** The answer if it is known; null: the asker will be told, unless it forgets the name before. */
-  lookup(name: string, asker: Asker, nowMs: number): NameAnswer | null {
+  /**
+   * The answer if it is known; null: the asker will be told, unless it forgets the name before.
+   * `client` stands for whoever wants to know: one with too many names under way is told "failed".
+   */
+  lookup(name: string, asker: Asker, nowMs: number, client: number): NameAnswer | null {
     const known = this.#known.get(name);
     if (known !== undefined && nowMs < known.untilMs) return known.answer;
     const waiting = this.#waiting.get(name);
-    if (waiting !== undefined) waiting.add(asker);
-    else {
-      this.#waiting.set(name, new Set([asker]));
-      this.#ask(name);
+    if (waiting !== undefined) {
+      waiting.askers.add(asker);
+      return null;
     }
+    const asked = this.#askedBy.get(client) ?? 0;
+    if (asked >= ASKED_MAX) return BUSY;
+    this.#askedBy.set(client, asked + 1);
+    this.#waiting.set(name, { askers: new Set([asker]), client });
+    this.#ask(name);
     return null;
   }
 
   /** Who does not wait any more. The question stands: its answer will serve the next. */
   forget(name: string, asker: Asker): void {
-    this.#waiting.get(name)?.delete(asker);
+    this.#waiting.get(name)?.askers.delete(asker);
   }
 
   answer(name: string, answer: NameAnswer, nowMs: number): void {
@@ -66,6 +78,11 @@ export class NameCache {
     }
     const waiting = this.#waiting.get(name);
     this.#waiting.delete(name);
-    if (waiting !== undefined) for (const asker of waiting) asker.named(answer);
+    if (waiting === undefined) return;
+    const { askers, client } = waiting;
+    const asked = this.#askedBy.get(client)! - 1;
+    if (asked === 0) this.#askedBy.delete(client);
+    else this.#askedBy.set(client, asked);
+    for (const asker of askers) asker.named(answer);
   }
 }

@@ -4,6 +4,8 @@ import { test } from "node:test";
 import fc from "fast-check";
 import { type Asker, type NameAnswer, NameCache } from "../../src/engine/names.ts";
 
+const CLIENT = 7;
+
 class Waiter implements Asker {
   queued = false;
   readonly heard: NameAnswer[] = [];
@@ -29,9 +31,9 @@ function makeCache(): { cache: NameCache; asked: string[] } {
 test("all who wait for a name wait for one question, and hear its answer once", () => {
   const { cache, asked } = makeCache();
   const waiters = Array.from({ length: 5 }, () => new Waiter());
-  for (const waiter of waiters) assert.equal(cache.lookup("a.example", waiter, 0), null);
+  for (const waiter of waiters) assert.equal(cache.lookup("a.example", waiter, 0, CLIENT), null);
   const other = new Waiter();
-  assert.equal(cache.lookup("b.example", other, 0), null);
+  assert.equal(cache.lookup("b.example", other, 0, CLIENT), null);
   assert.deepEqual(asked, ["a.example", "b.example"]);
   assert.equal(cache.asked, 2);
   const answer = answerOf(1, 1000);
@@ -44,42 +46,42 @@ test("all who wait for a name wait for one question, and hear its answer once", 
 test("a known name costs no question until its time has run out", () => {
   const { cache, asked } = makeCache();
   const waiter = new Waiter();
-  cache.lookup("a.example", waiter, 0);
+  cache.lookup("a.example", waiter, 0, CLIENT);
   const answer = answerOf(1, 1000);
   cache.answer("a.example", answer, 100);
-  assert.equal(cache.lookup("a.example", waiter, 1099), answer);
+  assert.equal(cache.lookup("a.example", waiter, 1099, CLIENT), answer);
   assert.equal(asked.length, 1);
   assert.equal(waiter.heard.length, 1, "who is answered at once is not told again");
-  assert.equal(cache.lookup("a.example", waiter, 1100), null);
+  assert.equal(cache.lookup("a.example", waiter, 1100, CLIENT), null);
   assert.equal(asked.length, 2);
 });
 
 test("failures are known for their time, too; what holds for no time is asked each time", () => {
   const { cache, asked } = makeCache();
   const failure: NameAnswer = { addresses: [], ttlMs: 2000, failure: "failed" };
-  cache.lookup("a.example", new Waiter(), 0);
+  cache.lookup("a.example", new Waiter(), 0, CLIENT);
   cache.answer("a.example", failure, 0);
-  assert.equal(cache.lookup("a.example", new Waiter(), 1999), failure);
-  cache.lookup("b.example", new Waiter(), 0);
+  assert.equal(cache.lookup("a.example", new Waiter(), 1999, CLIENT), failure);
+  cache.lookup("b.example", new Waiter(), 0, CLIENT);
   cache.answer("b.example", answerOf(2, 0), 0);
-  assert.equal(cache.lookup("b.example", new Waiter(), 0), null);
+  assert.equal(cache.lookup("b.example", new Waiter(), 0, CLIENT), null);
   assert.deepEqual(asked, ["a.example", "b.example", "b.example"]);
 });
 
 test("who has left is told nothing; his question serves the next", () => {
   const { cache, asked } = makeCache();
   const [gone, next, after] = [new Waiter(), new Waiter(), new Waiter()];
-  cache.lookup("a.example", gone, 0);
+  cache.lookup("a.example", gone, 0, CLIENT);
   cache.forget("a.example", gone);
   cache.forget("a.example", gone);
   cache.forget("never.example", gone);
   assert.equal(cache.asked, 1, "main will answer it all the same");
-  cache.lookup("a.example", next, 10);
+  cache.lookup("a.example", next, 10, CLIENT);
   assert.equal(asked.length, 1);
   cache.answer("a.example", answerOf(1, 1000), 20);
   assert.equal(gone.heard.length, 0);
   assert.equal(next.heard.length, 1);
-  assert.notEqual(cache.lookup("a.example", after, 30), null);
+  assert.notEqual(cache.lookup("a.example", after, 30, CLIENT), null);
   assert.equal(cache.asked, 0);
 });
 
@@ -88,9 +90,9 @@ test("a worse answer takes the place of a better one, and one that does not last
   cache.answer("a.example", answerOf(1, 100_000), 0);
   const later = answerOf(2, 100);
   cache.answer("a.example", later, 10);
-  assert.equal(cache.lookup("a.example", new Waiter(), 20), later);
+  assert.equal(cache.lookup("a.example", new Waiter(), 20, CLIENT), later);
   cache.answer("a.example", answerOf(3, 0), 30);
-  assert.equal(cache.lookup("a.example", new Waiter(), 31), null);
+  assert.equal(cache.lookup("a.example", new Waiter(), 31, CLIENT), null);
 });
 
 test("one who asks for another name while he is told is not told twice", () => {
@@ -98,9 +100,9 @@ test("one who asks for another name while he is told is not told twice", () => {
   const waiter = new Waiter();
   const again: Asker = {
     queued: false, turn: () => false,
-    named: () => assert.equal(cache.lookup("a.example", waiter, 1), null),
+    named: () => assert.equal(cache.lookup("a.example", waiter, 1, CLIENT), null),
   };
-  cache.lookup("a.example", again, 0);
+  cache.lookup("a.example", again, 0, CLIENT);
   cache.answer("a.example", answerOf(1, 0), 0);
   assert.equal(waiter.heard.length, 0, "that was the answer to an older question");
   cache.answer("a.example", answerOf(2, 0), 2);
@@ -112,7 +114,7 @@ test("of too many names the oldest is forgotten, and the rest is kept", () => {
   for (let i = 0; i < 4096; i++) cache.answer(`h${i}.example`, answerOf(1, 1e9), i);
   cache.answer("h0.example", answerOf(1, 1e9), 5000); // Now it is the youngest.
   cache.answer("new.example", answerOf(1, 1e9), 5001);
-  const isKnown = (name: string) => cache.lookup(name, new Waiter(), 5002) !== null;
+  const isKnown = (name: string) => cache.lookup(name, new Waiter(), 5002, CLIENT) !== null;
   for (const name of ["h0", "new", "h2", "h4095"]) assert.ok(isKnown(`${name}.example`), name);
   assert.equal(isKnown("h1.example"), false);
   assert.deepEqual(asked, ["h1.example"]);
@@ -145,7 +147,7 @@ test("property: each who waits hears one answer, unless he left; no name is aske
         if (what === "lookup") {
           const holds = known.get(name);
           const expected = holds !== undefined && now < holds.untilMs ? holds.answer : null;
-          assert.equal(cache.lookup(name, waiter, now), expected);
+          assert.equal(cache.lookup(name, waiter, now, CLIENT), expected);
           if (expected === null) here.add(waiter);
         } else if (what === "forget") {
           cache.forget(name, waiter);
@@ -163,4 +165,16 @@ test("property: each who waits hears one answer, unless he left; no name is aske
       }
     }),
   );
+});
+
+test("a client with many names under way is told so, and takes nobody else's place", () => {
+  const asked: string[] = [];
+  const cache = new NameCache((name) => asked.push(name));
+  for (let i = 0; i < 64; i++) assert.equal(cache.lookup(`n${i}.example`, new Waiter(), 0, 1), null);
+  assert.equal(cache.lookup("one-more.example", new Waiter(), 0, 1)?.failure, "failed");
+  assert.equal(asked.length, 64);
+  assert.equal(cache.lookup("n7.example", new Waiter(), 0, 1), null, "who joins a question asks none");
+  assert.equal(cache.lookup("other.example", new Waiter(), 0, 2), null, "another client");
+  cache.answer("n7.example", { addresses: [], ttlMs: 1000, failure: "not-found" }, 1);
+  assert.equal(cache.lookup("one-more.example", new Waiter(), 1, 1), null, "a place is free again");
 });
