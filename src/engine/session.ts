@@ -503,8 +503,10 @@ export class Session implements Task, Waiter, FrontHost {
       if (!racer.writable && !racer.broken) continue;
       const result = sys.send(racer.fd, output, 0, 0, MSG_NOSIGNAL);
       if (result === -EAGAIN) racer.writable = false;
-      else if (result < 0) this.#dropRacer(racer, -result);
-      else return this.#won(racer);
+      else if (result < 0) {
+        this.#dropRacer(racer, -result);
+        if (this.#mayRace) this.#race(); // One more takes its place, as for the first.
+      } else return this.#won(racer);
     }
     if (this.#racers.length === 0 && this.server.fd < 0) this.#attemptFailed(this.#dialErrno);
   }
