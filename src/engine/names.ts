@@ -6,8 +6,11 @@
 import type { Task } from "./loop.ts";
 
 const NAMES_MAX = 4096;
-/** Names that are being asked for on behalf of one client: main asks for a thousand in all. */
-const ASKED_MAX = 64;
+/**
+ * Names that are being asked for on behalf of one client: main asks for a thousand in all, and a
+ * host may have many programs that wait for a server which does not answer.
+ */
+const ASKED_MAX = 256;
 const BUSY: NameAnswer = Object.freeze({ addresses: [], ttlMs: 0, failure: "failed" });
 
 /** Plain data: main sends it. */
