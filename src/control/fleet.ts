@@ -33,7 +33,7 @@ import type { Log } from "./log.ts";
 
 export const WORKERS_MAX = OWNERS_MAX - 1;
 
-const JOURNAL_RECORDS = 8192;
+const JOURNAL_RECORDS = 4096;
 /** A worker whose turns have stood still for so many ticks of a second is said to hang... */
 const HANGS_TICKS = 5;
 /** ...and after so many it is replaced. */
