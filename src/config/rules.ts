@@ -2,7 +2,7 @@
  * [[rules]]: an array of tables, each with the keys of RULE_SETTINGS.
  */
 import type { AST } from "toml-eslint-parser";
-import type { Rule } from "../policy/access.ts";
+import { OWN_RULES, type Rule } from "../policy/access.ts";
 import { nearest, quoted } from "./problem.ts";
 import { RULE_SETTINGS, type RuleValues, type Setting } from "./settings.ts";
 import { folded, foundText, keyText, namesOf, tomlValue } from "./toml.ts";
@@ -11,12 +11,6 @@ import { read } from "./value.ts";
 type Problem = (line: number, key: string, message: string) => void;
 
 const ROWS: ReadonlyMap<string, Setting> = new Map(Object.entries(RULE_SETTINGS));
-
-/** What decides where no rule does (policy/access.ts): in log and metrics the words are these. */
-const RESERVED: ReadonlySet<string> = new Set([
-  "allow_from", "allow_sites", "deny_sites", "allow_ports", "deny_ports", "deny_networks",
-  "loopback", "link-local", "private", "own-address", "special", "default",
-]);
 
 export class RuleList {
   readonly #problem: Problem;
@@ -67,7 +61,7 @@ export class RuleList {
         const at = lineOf.get("name") ?? line;
         if (other !== undefined) {
           this.#problem(at, "rules.name", `${quoted(name)} is given twice, in line ${other} and in line ${at}`);
-        } else if (RESERVED.has(name)) {
+        } else if (OWN_RULES.includes(name)) {
           this.#problem(at, "rules.name", `${quoted(name)} is taken: log and metrics say it where no rule decides`);
         }
         lines.set(name, at);

@@ -5,8 +5,7 @@
  * Only a clear answer counts, and only when the next clear one agrees. A list that fails, does not
  * answer, refuses us or says what no list says changes nothing: it is complained about once.
  */
-import { AF_INET, AF_INET6 } from "../../native-bindings/constants.ts";
-import { textOf } from "../config/endpoint.ts";
+import { addressText } from "../config/endpoint.ts";
 import type { Log } from "./log.ts";
 import { type AddressRecord, type Ask, Nameservers, type Question } from "./nameservers.ts";
 
@@ -236,14 +235,6 @@ export function questionName(address: Uint8Array, domain: string): string {
       ? [...address].map(String)
       : [...address].flatMap((byte) => [byte >> 4, byte & 15].map((nibble) => nibble.toString(16)));
   return `${labels.reverse().join(".")}.${domain.replace(/^\.+|\.+$/g, "")}`;
-}
-
-function addressText(address: Uint8Array): string {
-  // textOf() takes a struct sockaddr, and says its port.
-  const sockaddr = new Uint8Array(28);
-  sockaddr[0] = address.length === 4 ? AF_INET : AF_INET6;
-  sockaddr.set(address, address.length === 4 ? 4 : 8);
-  return textOf(sockaddr, 0).replace(/^\[|\]?:0$/g, "");
 }
 
 const SEAMS: Omit<DnsblSeams, "ask"> = {

@@ -7,17 +7,12 @@ import {
 } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config, EgressConfig } from "../config/config.ts";
-import { textOf } from "../config/endpoint.ts";
+import { addressText } from "../config/endpoint.ts";
 import type { EgressReader } from "../engine/egress-counters.ts";
 import type { EgressSettings } from "../engine/egress.ts";
 import type { Answer, Question } from "../engine/engine.ts";
 import { writeSockaddr } from "../engine/front.ts";
-
-/** What the verdicts of policy/access.ts are called, besides the names of [[rules]]. */
-const DENIALS = [
-  "allow_from", "allow_sites", "deny_sites", "allow_ports", "deny_ports", "deny_networks",
-  "loopback", "link-local", "private", "own-address", "special",
-] as const;
+import { OWN_RULES } from "../policy/access.ts";
 import type { EgressAddress } from "../policy/egress.ts";
 import { Dnsbl } from "./dnsbl.ts";
 import type { Log } from "./log.ts";
@@ -97,14 +92,14 @@ export class EgressControl {
     );
     const before = new Map(this.#exits.map((exit) => [exit.text, exit]));
     this.#exits = (egress?.addresses ?? []).map((address) => {
-      const text = addressText(address);
+      const text = exitText(address);
       const old = before.get(text);
       const fresh = { present: true, listed: false, outUntil: 0, opened: 0, failed: 0 };
       // What lists it is told again, by those that are still asked.
       return { ...fresh, ...old, listed: false, address, text };
     });
     this.#slots = counters.addressSlots(this.#exits.map(({ text }) => text));
-    const rules = [...DENIALS, ...(egress?.access.rules ?? []).map(({ name }) => name)];
+    const rules = [...OWN_RULES.filter((rule) => rule !== "default"), ...(egress?.access.rules ?? []).map(({ name }) => name)];
     this.#ruleSlots = counters.ruleSlots(rules).map((slot, i) => ({ rule: rules[i]!, slot }));
     this.#look();
     const previous = this.#dnsbl?.states ?? [];
@@ -275,9 +270,7 @@ export class EgressControl {
 }
 
 /** "192.0.2.1", "2001:db8::1", "2001:db8:1::/64". */
-export function addressText({ bytes, prefix }: EgressAddress): string {
-  const sockaddr = new Uint8Array(28);
-  writeSockaddr(bytes, 0, sockaddr, 0);
-  const host = textOf(sockaddr, 0).replace(/:0$/, "").replace(/^\[|\]$/g, "");
+export function exitText({ bytes, prefix }: EgressAddress): string {
+  const host = addressText(bytes);
   return prefix < bytes.length * 8 ? `${host}/${prefix}` : host;
 }

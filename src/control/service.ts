@@ -18,7 +18,7 @@ import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
 import { addressOf } from "../policy/own.ts";
 import { AccessLog } from "./access-log.ts";
-import { addressText, EgressControl } from "./egress.ts";
+import { EgressControl, exitText } from "./egress.ts";
 import { Fleet, WORKERS_MAX } from "./fleet.ts";
 import { errnoText, Listeners } from "./listeners.ts";
 import type { Log } from "./log.ts";
@@ -396,7 +396,7 @@ function describe({ upstream, mode, egress }: Config): Record<string, string> {
     ...(upstream === null
       ? {}
       : { mode, upstream: upstream.kind === "direct" ? "direct" : upstream.text }),
-    ...(egress === null ? {} : { egress: egress.addresses.map(addressText).join(" ") || (egress.iface ?? "any") }),
+    ...(egress === null ? {} : { egress: egress.addresses.map(exitText).join(" ") || (egress.iface ?? "any") }),
   };
 }
 

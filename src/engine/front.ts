@@ -183,24 +183,21 @@ export class SocksFront {
   /** Goes on with what the client has said, or main has answered. */
   turn(): Outcome {
     for (;;) {
+      let outcome: Outcome | null;
       switch (this.#phase) {
         case VERIFY:
           if (this.#verdict === null) return "waits";
-          {
-            const outcome = this.#verified(this.#verdict);
-            if (outcome !== null) return outcome;
-          }
+          outcome = this.#verified(this.#verdict);
           break;
         case RESOLVE:
           if (this.#answer === null) return "waits";
           return this.#resolved(this.#answer);
         case READY:
           return "ready";
-        default: {
-          const outcome = this.#read();
-          if (outcome !== null) return outcome;
-        }
+        default:
+          outcome = this.#read();
       }
+      if (outcome !== null) return outcome;
     }
   }
 
@@ -220,7 +217,7 @@ export class SocksFront {
     return named ? this.#deny(TIMED_OUT, ending("name-timeout")) : this.#over(ending("client-timeout"));
   }
 
-  /** The reply to a request whose dial came to an end: 0, or errno. Answers how it is counted. */
+  /** The reply to a request whose dial came to an end: 0, or errno. False: the client has gone. */
   reply(errno: number, bound: Memory | null, at: number): boolean {
     const code = errno === 0 ? SUCCEEDED : replyOf(errno);
     this.#countReply(code);
@@ -321,7 +318,7 @@ export class SocksFront {
 
   /** Its address is known: may it come at all? */
   #admit(): Outcome {
-    const refusal = this.#enter(0, this.#clientHash(), this.#egress.settings.perClient);
+    const refusal = this.#enter(0, this.clientHash, this.#egress.settings.perClient);
     return refusal === null ? "waits" : this.#over(refusal);
   }
 
@@ -391,7 +388,7 @@ export class SocksFront {
     if (verdict !== null && !verdict.allowed) return this.#forbid(verdict);
     this.#phase = RESOLVE;
     const { names, nowMs } = this.#engine;
-    this.#answer = names.lookup(this.name, this.#host, nowMs, this.#clientHash());
+    this.#answer = names.lookup(this.name, this.#host, nowMs, this.clientHash);
     return this.#answer === null ? "waits" : this.#resolved(this.#answer);
   }
 
@@ -482,7 +479,7 @@ export class SocksFront {
   }
 
   /** Of an IPv6 network of 64 bits, which one host can fill, all are one client. */
-  #clientHash(): number {
+  get clientHash(): number {
     const { at, length } = this.#client();
     return hashOf(CLIENT_KIND, this.#engine.rows.bytes, at, Math.min(length, 8));
   }

@@ -20,7 +20,7 @@ import {
   SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
-import { addressOf, isMapped, portOf } from "../policy/own.ts";
+import { isMapped, portOf } from "../policy/own.ts";
 import type { Failure, Handshake } from "../protocol/handshake.ts";
 import { assert } from "./assert.ts";
 import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES } from "./counters.ts";
@@ -32,7 +32,6 @@ import { ENDED, STARTED } from "./journal.ts";
 import type { Task } from "./loop.ts";
 import type { NameAnswer } from "./names.ts";
 import type { Outgoing } from "./outgoing.ts";
-import { hashOf } from "./quota.ts";
 import type { Racer } from "./racers.ts";
 import { Flow } from "./relay.ts";
 import type { Settings, Upstream } from "./route.ts";
@@ -618,8 +617,7 @@ export class Session implements Task, Waiter, FrontHost {
   /** Silence may be the egress address's fault; a refusal is the destination's, a shortage ours. */
   #countFailure(slot: number, errno: number): void {
     if (slot === NO_SLOT || errno === ECONNREFUSED || isShortage(errno)) return;
-    const client = addressOf(this.#engine.rows.bytes, this.row + CLIENT);
-    this.#engine.exits.failed(slot, hashOf(0, client, 0, Math.min(client.length, 8)));
+    this.#engine.exits.failed(slot, this.#front!.clientHash);
   }
 
   #candidateFailed(errno: number): void {

@@ -45,13 +45,15 @@ export interface AccessSettings {
 
 export interface Verdict {
   readonly allowed: boolean;
-  /**
-   * The name of the rule that decided, or the key: "allow_from", "allow_sites", "deny_sites",
-   * "allow_ports", "deny_ports", "deny_networks"; or what the address is: "loopback",
-   * "link-local", "private", "own-address", "special"; or "default", when nothing forbade it.
-   */
+  /** The name of the rule that decided, or one of OWN_RULES: "default" when nothing forbade it. */
   readonly rule: string;
 }
+
+/** What a verdict's rule is called where no rule of [[rules]] decided. */
+export const OWN_RULES: readonly string[] = [
+  "allow_from", "allow_sites", "deny_sites", "allow_ports", "deny_ports", "deny_networks",
+  "loopback", "link-local", "private", "own-address", "special", "default",
+];
 
 /** The client: `length` bytes at bytes[at], and who it has proved to be. */
 export interface Asker {

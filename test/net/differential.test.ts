@@ -71,10 +71,13 @@ async function exitOf(stage: Stage, subject: Subject, args: readonly string[]): 
 
 /** Runs it until it listens; asking by a connection would be one more thing to be seen. */
 async function running(stage: Stage, host: Host, subject: Subject, args: readonly string[], port: number): Promise<Process> {
+  const listens = () => host.run("ss", ["-Hltn", `sport = :${port}`]) !== "";
+  // The Go programs fork: the child of one that was killed holds the socket a moment longer.
+  await eventually(`port ${port} is free`, () => !listens());
   const child = spawn(stage, host, subject, args);
   await eventually(`${child.title} listens`, () => {
     assert.equal(child.exit, null, `${child.title} has ended:\n${child.output}`);
-    return host.run("ss", ["-Hltn", `sport = :${port}`]) !== "";
+    return listens();
   });
   return child;
 }
