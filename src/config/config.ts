@@ -72,6 +72,10 @@ export type LogFormat = "plain" | "logfmt" | "json";
 
 export interface FirewallConfig {
   readonly backend: "auto" | "nft" | "iptables" | "iptables-legacy";
+  /** The running program sets them, and sees to them. */
+  readonly manage: boolean;
+  /** Once it has ended: connections go direct, or are refused. */
+  readonly onFailure: "open" | "closed";
   readonly output: boolean;
   readonly interfaces: readonly string[];
   readonly include: readonly Network[];

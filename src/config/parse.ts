@@ -467,6 +467,8 @@ function assembled(values: Values, egress: EgressConfig | null): Config {
     pipelined: values["upstream.pipelined"],
     firewall: {
       backend: values["firewall.backend"],
+      manage: values["firewall.manage"],
+      onFailure: values["firewall.on_failure"],
       output: values["firewall.output"],
       interfaces: values["firewall.interfaces"],
       include: values["firewall.include"],
@@ -514,7 +516,7 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
     );
   }
   if (upstream === null) {
-    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined"] as const) {
+    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "firewall.manage"] as const) {
       if (file.has(key)) {
         warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
       }

@@ -427,6 +427,21 @@ export const SETTINGS = {
     description: "What sets the rules; auto is the first of the others that works here.",
     example: '"iptables"',
   },
+  "firewall.manage": {
+    kind: "boolean",
+    default: "false",
+    description:
+      "Set the rules once the listeners stand and the upstream has answered, mend them when somebody takes them away, and see to `on_failure` at the end.",
+    example: "true",
+  },
+  "firewall.on_failure": {
+    kind: "enum",
+    values: ["open", "closed"],
+    default: '"open"',
+    description:
+      "With `manage`, when transplice has ended, stopped or killed: open removes the rules, and connections go direct; closed refuses them at once.",
+    example: '"closed"',
+  },
   "firewall.output": {
     kind: "boolean",
     default: "true",

@@ -51,7 +51,7 @@ test("the smallest file has all defaults", () => {
     limits: { whenFull: "wait", pipes: null, pipeBytes: 1_048_576 },
     pipelined: false,
     firewall: {
-      backend: "auto", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
+      backend: "auto", manage: false, onFailure: "open", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
       excludeUsers: [], excludeCgroups: [], serviceUser: "transplice", tproxyMark: 0x1082, tproxyTable: 1082,
     },
     log: { filename: null, level: "info", format: "plain" },
