@@ -78,8 +78,25 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
   ["ignore-unsupported", { takes: "nothing", option: "ignore-unsupported" }],
 ]);
 
-const USAGE =
-  "Usage: transplice [-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice firewall print|apply|remove|status|check [-f FILE] [--backend BACKEND]\n       transplice as PROGRAM [its flags]\n";
+/** What follows the program's name: for --help, for misuse and for the manual. */
+export const SYNOPSIS: readonly string[] = [
+  "[-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]",
+  "check [FILE]",
+  "passwd [NAME]",
+  "migrate FILE [--from PROGRAM] [--ignore-unsupported]",
+  `firewall ${FIREWALL_ACTIONS.join("|")} [-f FILE] [--backend BACKEND]`,
+  "as PROGRAM [its flags]",
+];
+
+const USAGE = `Usage: ${SYNOPSIS.map((line) => `transplice ${line}`).join("\n       ")}\n`;
+
+/** What each signal does, in a few words: for --help, the manual and docs/operations.md. */
+export const SIGNALS: readonly (readonly [signals: string, effect: string])[] = [
+  ["TERM, INT", "accept nothing more, let connections finish for a while, exit; twice: at once"],
+  ["HUP", "read the configuration again, if it is valid"],
+  ["USR1", "open the log file again"],
+  ["USR2", "start the program anew beside this process, which finishes its connections and exits"],
+];
 
 /** `words` is argv without the interpreter and the script, `called` the script's own name. */
 export function parseCommandLine(words: readonly string[], called = "transplice"): Command {
@@ -122,12 +139,13 @@ export function parseCommandLine(words: readonly string[], called = "transplice"
   return command;
 }
 
-function describe(settle: (command: Command) => void): Program {
+/** The command line as commander knows it: also the manual's source. */
+export function describe(settle: (command: Command) => void = () => {}): Program {
   const program = new Program("transplice")
     .description(
       "A transparent TCP proxy: what the firewall redirects to it goes to its destination through a SOCKS5 or HTTP CONNECT proxy. And such a proxy: a SOCKS server that leaves by addresses of your choice.",
     )
-    .usage("[-f FILE] [flags]\n       transplice check [FILE]\n       transplice passwd [NAME]\n       transplice migrate FILE [--from PROGRAM]\n       transplice firewall ACTION [-f FILE] [--backend BACKEND]\n       transplice as PROGRAM [its flags]")
+    .usage(SYNOPSIS.join("\n       transplice "))
     .version(`transplice ${packageVersion()}`, "-V, --version", "print the version")
     .helpOption("-h, --help", "print this help")
     .helpCommand(false)
@@ -207,9 +225,7 @@ function describe(settle: (command: Command) => void): Program {
 Flags may have one dash or two, and a value after = or a space.
 
 Signals:
-  TERM, INT    accept nothing more, let connections finish for a while, exit; twice: at once
-  HUP          read the configuration again, if it is valid
-  USR1         open the log file again
+${SIGNALS.map(([signals, effect]) => `  ${signals.padEnd(12)} ${effect}`).join("\n")}
 
 Examples:
   transplice                              run with ${DEFAULT_FILE}
