@@ -9,7 +9,7 @@ UNIT = dist/test/unit/*.test.js dist/test/*.test.js
 NET = dist/test/net/*.test.js
 
 
-.PHONY: help readme demo test test-unit test-net test-package test-nodes build lint bench profile clean
+.PHONY: help documents readme demo test test-unit test-net test-package test-nodes build lint bench profile clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -63,8 +63,10 @@ profile: build ## a flame graph of the data plane under load, in profile/
 	@sh test/packages.sh bench
 	$(NODE) dist/bench/profile.js
 
-readme: build ## write the README's tables from their sources
-	$(NODE) dist/test/readme.js
+documents: build ## write the generated parts of README.md, docs/ and man/ from their sources
+	$(NODE) dist/test/documents.js
+
+readme: documents
 
 clean: ## remove what was built and measured
 	rm -rf dist node_modules profile bench/bin *.tgz

@@ -153,9 +153,9 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     .option("--logfile <FILE>", "log to FILE (overrides filename in [log])")
     .option(
       "--loglevel <LEVEL>",
-      "critical, error, warning, info or debug (overrides level in [log])",
+      "log what is at least critical, error, warning, info or debug (overrides level in [log])",
     )
-    .option("--logformat <FORMAT>", "plain, logfmt or json (overrides format in [log])")
+    .option("--logformat <FORMAT>", "write lines as plain, logfmt or json (overrides format in [log])")
     .addOption(new Option("--backend <BACKEND>").hideHelp())
     .addOption(new Option("--from <PROGRAM>").hideHelp())
     .addOption(new Option("--ignore-unsupported").hideHelp())

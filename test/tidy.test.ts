@@ -5,7 +5,7 @@ import assert from "node:assert/strict";
 import { readdirSync, readFileSync } from "node:fs";
 import { dirname, join, normalize, relative } from "node:path";
 import { test } from "node:test";
-import { filled } from "./readme.ts";
+import { documents } from "./documents.ts";
 
 const ROOT = new URL("../..", import.meta.url).pathname;
 
@@ -86,6 +86,6 @@ test("a file has a noun of its own", () => {
   for (const file of files) assert.doesNotMatch(file, /\/(index|utils?|types|helpers?|manager|misc|common)\.ts$/, file);
 });
 
-test("README.md is up to date: otherwise, make readme", () => {
-  assert.equal(readFileSync(join(ROOT, "README.md"), "utf8"), filled());
+test("README.md, docs/ and man/ are up to date: otherwise, make documents", () => {
+  for (const { file, text, filled } of documents()) assert.equal(text, filled, file);
 });
