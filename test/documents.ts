@@ -22,22 +22,15 @@ function signals(): string {
   return ["| signal | what it does |", "|---|---|", ...SIGNALS.map(([names, effect]) => `| ${names} | ${effect} |`)].join("\n");
 }
 
-/** The page's list of facts, and the tables that say the most. */
+/** The measurements' list of facts, and what was to be reached. */
 function results(): string {
   if (!existsSync(RESULTS)) return "Not measured yet.";
   const page = readFileSync(RESULTS, "utf8");
-  const section = (title: string): string =>
-    new RegExp(`\\n## ${title}[^\\n]*\\n\\n([\\s\\S]*?)(?=\\n## |$)`).exec(page)?.[1]?.trim() ?? "";
   const facts = /\n((?:- .*\n)+)/.exec(page)?.[1]?.trim() ?? "";
-  const titled = (name: string): string => {
-    const title = new RegExp(`\\n## ${name}: ([^\\n]*)`).exec(page)?.[1];
-    return title === undefined ? "" : `\n\n**${title[0]!.toUpperCase()}${title.slice(1)}**\n\n${section(name)}`;
-  };
-  const tables = ["down-4", "up-4", "rr", "pp-64", "idle"].map(titled).join("");
+  const reached = /\n## To reach, and reached[^\n]*\n\n([\s\S]*?)(?=\n\n|\n## )/.exec(page)?.[1] ?? "";
   // The egress' half has its own headings, a level below.
-  const reached = /\n## The egress\n[\s\S]*?\n### To reach, and reached\n\n([\s\S]*?)\n\n/.exec(page)?.[1];
-  const egress = reached === undefined ? "" : `\n\n**The egress, and the whole chain**\n\n${reached}`;
-  return `${facts}\n\n${section("To reach, and reached")}${tables}${egress}`;
+  const egress = /\n## The egress\n[\s\S]*?\n### To reach, and reached\n\n([\s\S]*?)\n\n/.exec(page)?.[1];
+  return `${facts}\n\n${reached.trim()}${egress === undefined ? "" : `\n\n**The egress, and the whole chain**\n\n${egress}`}`;
 }
 
 /** By the name that stands in the markers of a Markdown page... */

@@ -23,10 +23,10 @@ function plan(text = "", facts = {}): FirewallPlan {
   return result.plan;
 }
 
-test("the README's lists are the table's", () => {
-  const readme = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
+test("the lists of docs/firewall.md are the table's", () => {
+  const page = readFileSync(new URL("../../../docs/firewall.md", import.meta.url), "utf8");
   const list = (pattern: RegExp): string[] => {
-    const found = pattern.exec(readme)?.[1];
+    const found = pattern.exec(page)?.[1];
     assert.ok(found !== undefined, `${pattern}`);
     return found.split(/[\s,\\]+/).filter((word) => word !== "");
   };

@@ -1,4 +1,4 @@
-/** The rules that the README tells operators to set, set as they stand there. */
+/** The rules that docs/firewall.md tells operators to set, set as they stand there. */
 import { strict as assert } from "node:assert";
 import { readFileSync } from "node:fs";
 import { refusal } from "./firewall.ts";
@@ -8,12 +8,12 @@ import { scenario, type Stage } from "./scenario.ts";
 import { visit, webServer } from "./web.ts";
 import { text } from "./actors.ts";
 
-const README = readFileSync(new URL("../../../README.md", import.meta.url), "utf8");
+const PAGE = readFileSync(new URL("../../../docs/firewall.md", import.meta.url), "utf8");
 
 /** The block of code behind the marker. */
 function rules(marker: string): string {
-  const block = new RegExp(`<!-- rules: ${marker} -->\\n\`\`\`\\n([\\s\\S]*?)\`\`\``).exec(README)?.[1];
-  assert.ok(block !== undefined, `the README has rules for ${marker}`);
+  const block = new RegExp(`<!-- rules: ${marker} -->\\n\`\`\`\\n([\\s\\S]*?)\`\`\``).exec(PAGE)?.[1];
+  assert.ok(block !== undefined, `docs/firewall.md has rules for ${marker}`);
   return block.replaceAll("203.0.113.5", PROXY[4]);
 }
 
@@ -56,10 +56,10 @@ async function localPrograms(stage: Stage, marker: "nft" | "iptables"): Promise<
   assert.equal((await visit(host, `http://${text(SERVER[4], 80)}/`)).peer, "192.0.2.1");
 }
 
-scenario("the README's nft rules", (stage) => localPrograms(stage, "nft"));
-scenario("the README's iptables rules", (stage) => localPrograms(stage, "iptables"));
+scenario("the page's nft rules", (stage) => localPrograms(stage, "nft"));
+scenario("the page's iptables rules", (stage) => localPrograms(stage, "iptables"));
 
-scenario("the README's TPROXY rules", async (stage) => {
+scenario("the page's TPROXY rules", async (stage) => {
   const missing = refusal("nft", { mode: "tproxy", from: "routed", port: 1081 });
   if (missing !== null) stage.skip(missing);
   servers(stage);
