@@ -67,8 +67,14 @@ export interface Syscalls {
   /** Soft and hard limit; Infinity for RLIM_INFINITY. Null if the kernel will not say. */
   getrlimit(resource: number): { soft: number; hard: number } | null;
   setrlimit(resource: number, soft: number, hard: number): Result;
+  /** Of the calling thread, as capset(2) is. */
+  prctl(option: number, value: number, more?: number): Result;
+  /** The calling thread's capabilities from now on: permitted, effective and inheritable alike. */
+  capset(capabilities: readonly number[]): Result;
 }
 
+/** <linux/capability.h> */
+const LINUX_CAPABILITY_VERSION_3 = 0x20080522;
 const RLIM_INFINITY = 0xffffffffffffffffn;
 
 /** The real kernel, through libc: glibc and musl alike. Load it once in each thread. */
@@ -101,6 +107,8 @@ export function linux(): Syscalls {
     epoll_wait: libc.func("int epoll_wait(int, uintptr_t, int, int)"),
     getrlimit: libc.func("int getrlimit(int, uintptr_t)"),
     setrlimit: libc.func("int setrlimit(int, uintptr_t)"),
+    prctl: libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)"),
+    capset: libc.func("int capset(uintptr_t, uintptr_t)"),
   };
   const errno = koffi.errno;
   /** errno is read at once, here and nowhere else: the next call overwrites it. */
@@ -193,6 +201,20 @@ export function linux(): Syscalls {
       limit.view.setBigUint64(0, big(soft), true);
       limit.view.setBigUint64(8, big(hard), true);
       return answer(c.setrlimit(resource, limit.address));
+    },
+    prctl: (option, value, more = 0) => answer(c.prctl(option, value, more, 0, 0)),
+    capset: (capabilities) => {
+      // A version and a pid (0: this thread), then twice three words of 32 bits each.
+      const header = memory(8);
+      const sets = memory(24);
+      header.view.setUint32(0, LINUX_CAPABILITY_VERSION_3, true);
+      for (const capability of capabilities) {
+        const first = capability < 32 ? 0 : 12;
+        for (let at = first; at < first + 12; at += 4) {
+          sets.view.setUint32(at, (sets.view.getUint32(at, true) | (1 << (capability % 32))) >>> 0, true);
+        }
+      }
+      return answer(c.capset(header.address, sets.address));
     },
   };
 }

@@ -12,7 +12,7 @@ import { type Problem, problemText } from "./config/problem.ts";
 import type { ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { firewall } from "./control/firewall.ts";
-import { beginDaemon, daemonServes, takeOn, writePid } from "./control/identity.ts";
+import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
@@ -107,9 +107,9 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
     await tellProblems(loaded.problems, reading.as);
     return 1;
   }
-  const { identity } = loaded;
-  if (identity?.daemon === true && command.process?.foreground === false) return beginDaemon("--foreground");
+  if (loaded.daemon && command.process?.foreground === false) return beginDaemon("--foreground");
   let { config } = loaded;
+  const ownLog = isNew(config.log.filename);
   const log = new Log({ topic: reading.as, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) {
     process.stderr.write(`${file}: log.filename: ${log.fault}\n`);
@@ -122,12 +122,14 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   const unwritten = pidfile === null ? null : writePid(pidfile);
   // A successor is the user already who may no longer write there.
   if (unwritten !== null && environment.handover !== null) log.warning(unwritten);
-  const unfit = (environment.handover === null ? unwritten : null) ?? (identity === null ? null : takeOn(identity));
-  if (unfit !== null) {
-    log.critical("cannot start", { error: unfit });
+  const taken =
+    unwritten !== null && environment.handover === null ? { wrong: unwritten } : takeOn(sys, config, ownLog);
+  if ("wrong" in taken) {
+    log.critical("cannot start", { error: taken.wrong });
     await log.close();
     return 1;
   }
+  for (const text of taken.warnings) log.warning(text);
   const manager = new ServiceManager(sys, environment);
   const service = new Service(sys, log, config, manager);
 
@@ -160,7 +162,11 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
       for (const warning of again.warnings) log.warning(problemText(warning));
       const before = config.log;
       const fault = log.reconfigure(again.config.log);
-      wrong = fault === null ? await service.reload(again.config) : [fault];
+      wrong = fault === null ? lacking(again.config, taken.kept) : [fault];
+      if (wrong.length === 0) wrong = await service.reload(again.config);
+      if (again.config.user !== config.user || again.config.group !== config.group) {
+        log.warning("user and group stay as they are until a restart");
+      }
       if (wrong.length === 0) config = again.config;
       else log.reconfigure(before);
     }

@@ -100,6 +100,9 @@ export interface Config {
   readonly mode: "redirect" | "tproxy";
   /** Worker threads. null: one for each CPU. */
   readonly workers: number | null;
+  /** Who the process becomes, by name or number. null: whoever it was started as. */
+  readonly user: string | null;
+  readonly group: string | null;
   /** SO_MARK for our own sockets. null: none. */
   readonly mark: number | null;
   /** null: what the fd budget carries. */

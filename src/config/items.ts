@@ -42,7 +42,7 @@ export const ITEM_READERS: { readonly [I in Item]: Reader<unknown> } = {
     return sound && zone.length <= ZONE_CHARACTERS_MAX ? zone : fail(", which is not a domain");
   }),
   interface: text((written, fail) => (isInterface(written) ? written : fail())),
-  account: text((written, fail) => (/^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?$/.test(written) ? written : fail())),
+  account: text((written, fail) => (isAccount(written) ? written : fail())),
   cgroup: text((written, fail) => (/^\/?[\w@:.-]+(?:\/[\w@:.-]+)*\/?$/.test(written) ? written : fail())),
   user: text((written, fail) => {
     const wrong = userFault(written);
@@ -66,6 +66,9 @@ export function userFault(name: string): string | null {
   if (length > USER_BYTES_MAX) return `has more than ${USER_BYTES_MAX} bytes`;
   return /\p{Cc}/u.test(name) ? "holds a control character" : null;
 }
+
+/** The name or number of a user or a group of this host, as useradd(8) makes them. */
+export const isAccount = (name: string): boolean => /^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\$?$/.test(name);
 
 /** IFNAMSIZ in <linux/if.h>, less the NUL; and what a rule can say without quoting. */
 function isInterface(name: string): boolean {

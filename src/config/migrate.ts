@@ -29,11 +29,13 @@ export function migrate(
   const old = text.replace(/^\ufeff/, "");
   const body = as === "redsocks" ? rewritten(old, name, options) : annotated(old, as, loaded.config);
   const wrong = [...loaded.warnings.map(problemText), ...faults(loaded.config, as)];
-  const identity = loaded.identity === null ? [] : identityNotes(loaded.identity);
+  const daemon = loaded.daemon
+    ? ["daemon: there is none; a systemd unit of Type=simple (or the command under the name redsocks) does it"]
+    : [];
   const page = [
     `transplice.toml, from ${quoted(name)} of ${as}`,
     ...listed("What is wrong with it, or was:", wrong),
-    ...listed("What is different without a line of its own:", [...DIFFERENT[as], ...identity]),
+    ...listed("What is different without a line of its own:", [...DIFFERENT[as], ...daemon]),
   ];
   return { text: `${page.map(comment).join("\n")}\n\n${body}` };
 }
@@ -209,14 +211,6 @@ function upstreamFaults(host: string, mark: number | null): string[] {
 function ipv6Beside(text: string): string {
   const port = /[0-9]+$/.exec(text)![0];
   return isLoopback(text) ? `[::1]:${port}` : `[IPv6]:${port}`;
-}
-
-function identityNotes({ daemon, user, group }: { daemon: boolean; user: string | null; group: string | null }): string[] {
-  const notes: string[] = [];
-  if (daemon) notes.push("daemon: there is none; a systemd unit of Type=simple (or the command under the name redsocks) does it");
-  if (user !== null) notes.push(`user: User=${user} in the systemd unit`);
-  if (group !== null) notes.push(`group: Group=${group} in the systemd unit`);
-  return notes;
 }
 
 const listed = (title: string, items: readonly string[]): string[] =>

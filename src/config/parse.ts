@@ -266,7 +266,9 @@ class File {
     for (let length = path.length; length > 0; length--) {
       const known = folded(path.slice(0, length));
       if (!isSettingKey(known)) continue;
-      this.#problem(line, known, `found a table; allowed: ${allowedText(SETTINGS[known])}`);
+      const near = nearest(known, OTHER_TABLES.keys());
+      const hint = near === null ? "" : `; or did you mean ${tableText(near)}?`;
+      this.#problem(line, known, `found a table; allowed: ${allowedText(SETTINGS[known])}${hint}`);
       // So that a required key is not also called missing.
       if (!this.#entries.has(known)) this.#entries.set(known, { path, line, node: null });
       return true;
@@ -442,6 +444,8 @@ function assembled(values: Values, egress: EgressConfig | null): Config {
     egress,
     mode: values.mode,
     workers: values.workers,
+    user: values.user,
+    group: values.group,
     mark: values.mark,
     maxConnections: values.max_connections,
     timeouts: {
@@ -478,7 +482,7 @@ function assembled(values: Values, egress: EgressConfig | null): Config {
       users: values["firewall.users"],
       excludeUsers: values["firewall.exclude_users"],
       excludeCgroups: values["firewall.exclude_cgroups"],
-      serviceUser: values["firewall.service_user"],
+      serviceUser: values["firewall.service_user"] ?? values.user ?? "transplice",
       tproxyMark: values["firewall.tproxy_mark"],
       tproxyTable: values["firewall.tproxy_table"],
     },

@@ -4,7 +4,7 @@
 import type { Config } from "./config.ts";
 import { type Override, parseConfig } from "./parse.ts";
 import type { Problem } from "./problem.ts";
-import { type Identity, parseRedsocks, type RedsocksOptions, writtenOut } from "./redsocks.ts";
+import { parseRedsocks, type RedsocksOptions, writtenOut } from "./redsocks.ts";
 
 export type ProgramName = "transplice" | "transocks" | "usocksd" | "redsocks";
 
@@ -14,8 +14,8 @@ export type Loaded =
   | {
       readonly config: Config;
       readonly warnings: readonly Problem[];
-      /** Of a redsocks.conf. Otherwise the process is whoever started it. */
-      readonly identity: Identity | null;
+      /** Of a redsocks.conf: in the background. */
+      readonly daemon: boolean;
     }
   | { readonly problems: readonly Problem[] };
 
@@ -25,7 +25,7 @@ export function parseAs(
 ): Loaded {
   if (as !== "redsocks") {
     const parsed = parseConfig(text, name, overrides, as === "usocksd" ? "egress" : null);
-    return "problems" in parsed ? parsed : Object.freeze({ ...parsed, identity: null });
+    return "problems" in parsed ? parsed : Object.freeze({ ...parsed, daemon: false });
   }
   const read = parseRedsocks(text, name, options);
   if ("problems" in read) {
@@ -41,6 +41,6 @@ export function parseAs(
   return Object.freeze({
     config: parsed.config,
     warnings: Object.freeze([...read.warnings, ...parsed.warnings.map(placed)]),
-    identity: Object.freeze(read.identity),
+    daemon: read.daemon,
   });
 }

@@ -3,10 +3,11 @@
  * keys of redsocks 0.5, those of 0.4 with a warning, and redsocks2's bind, relay and type.
  *
  * Knows nothing of Config: what comes out is read by parse.ts, as everyone's file. What redsocks did
- * beside proxying (daemon, user, group) has no key of ours, and is an Identity. Names are looked up
- * when they are needed, not here.
+ * beside proxying and has no key of ours, to be a daemon, stands apart. Names are looked up when they
+ * are needed, not here.
  */
 import { endpointText, parsePort, rangeOf, splitHostPort } from "./endpoint.ts";
+import { isAccount } from "./items.ts";
 import { alternatives, nearest, type Problem, quoted } from "./problem.ts";
 import { type Assignment, type Section, sectionsOf } from "./redsocks-lexer.ts";
 import type { SettingKey } from "./settings.ts";
@@ -23,17 +24,8 @@ export interface Line {
   readonly note: string | null;
 }
 
-/** Who the process is to be, besides what it does. */
-export interface Identity {
-  readonly daemon: boolean;
-  readonly user: string | null;
-  readonly group: string | null;
-}
-
-const NOBODY: Identity = { daemon: false, user: null, group: null };
-
 export type Redsocks =
-  | { readonly lines: readonly Line[]; readonly identity: Identity; readonly warnings: readonly Problem[] }
+  | { readonly lines: readonly Line[]; readonly daemon: boolean; readonly warnings: readonly Problem[] }
   | { readonly problems: readonly Problem[] };
 
 export interface RedsocksOptions {
@@ -90,8 +82,6 @@ const SYSLOG = ["daemon", "local0", "local1", "local2", "local3", "local4", "loc
 /** The kernel's end at 32767 s, ours at 9 h; and MAX_TCP_KEEPCNT of its net/tcp.h. */
 const KEEPALIVE_SECONDS_MAX = 32_400;
 const KEEPALIVE_PROBES_MAX = 127;
-/** Below it only root may listen. */
-const PORT_UNPRIVILEGED = 1024;
 /** RFC 1929. */
 const LOGIN_BYTES_MAX = 255;
 const TIMEOUT_SECONDS_MAX = 3600;
@@ -196,11 +186,11 @@ class Reader {
     }
     this.#listen(instances);
     this.#upstream(instances);
-    const identity = base === undefined ? NOBODY : this.#base(base, instances);
+    const daemon = base !== undefined && this.#base(base);
     for (const list of [this.#problems, this.#warnings]) list.sort((a, b) => (a.line ?? Infinity) - (b.line ?? Infinity));
     return this.#problems.length > 0
       ? { problems: this.#problems }
-      : { lines: this.#lines, identity, warnings: this.#warnings };
+      : { lines: this.#lines, daemon, warnings: this.#warnings };
   }
 
   #problem(line: number | null, key: string | null, message: string): void {
@@ -489,7 +479,8 @@ class Reader {
     }
   }
 
-  #base(base: Keys, instances: readonly Instance[]): Identity {
+  /** Is it to be a daemon? */
+  #base(base: Keys): boolean {
     const redirector = base.word("redirector");
     const at = base.lineOf("redirector");
     if (redirector === undefined) {
@@ -517,7 +508,8 @@ class Reader {
       this.#warn(base.lineOf("rlimit_nofile"), "rlimit_nofile", "has no effect: the soft limit is raised to the hard one, which LimitNOFILE= of the unit sets");
     }
     if (base.flag("reuseport") === false) this.#warn(base.lineOf("reuseport"), "reuseport", "has no effect: each worker has a socket of its own on the port");
-    return this.#identity(base, instances);
+    this.#identity(base);
+    return base.flag("daemon") ?? false;
   }
 
   #keepalive(base: Keys): void {
@@ -554,25 +546,16 @@ class Reader {
     }
   }
 
-  #identity(base: Keys, instances: readonly Instance[]): Identity {
+  #identity(base: Keys): void {
     if (base.has("chroot")) {
       this.#unsupported(base.lineOf("chroot"), "chroot", "RootDirectory= or ProtectSystem=strict of a systemd unit does more");
     }
-    const user = base.word("user") ?? null;
-    const group = base.word("group") ?? null;
-    for (const [key, value] of [["user", user], ["group", group]] as const) {
-      if (value !== null && !/^[A-Za-z0-9_][A-Za-z0-9_.-]*\$?$/.test(value)) {
-        this.#problem(base.lineOf(key), key, `found ${quoted(value)}; allowed: the name or number of a ${key}`);
-      }
+    for (const key of ["user", "group"] as const) {
+      const value = base.word(key);
+      if (value === undefined) continue;
+      if (isAccount(value)) this.#say(key, tomlString(value), base.lineOf(key));
+      else this.#problem(base.lineOf(key), key, `found ${quoted(value)}; allowed: the name or number of a ${key}`);
     }
-    const low = instances.find(({ listen }) => listen !== null && Number(/[0-9]+$/.exec(listen)![0]) < PORT_UNPRIVILEGED);
-    if (user !== null && user !== "root" && low !== undefined) {
-      this.#problem(
-        low.keys.lineOf(low.keys.has("bind") ? "bind" : "local_port"), "local_port",
-        `a port below ${PORT_UNPRIVILEGED} is root's, and user = ${user} is taken on before; allowed: ${PORT_UNPRIVILEGED} to 65535`,
-      );
-    }
-    return { daemon: base.flag("daemon") ?? false, user, group };
   }
 }
 

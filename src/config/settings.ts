@@ -52,7 +52,7 @@ interface Enumeration extends Described {
 }
 
 interface Plain extends Described {
-  readonly kind: "string" | "boolean" | "listen" | "url" | "rate" | "ip" | "iface" | "word";
+  readonly kind: "string" | "boolean" | "listen" | "url" | "rate" | "ip" | "iface" | "word" | "account";
 }
 
 /** What an array may hold. */
@@ -123,6 +123,21 @@ export const SETTINGS = {
     otherwise: "what the limit of open files carries",
     description: "How many connections are served at once.",
     example: "20000",
+  },
+  user: {
+    kind: "account",
+    default: null,
+    otherwise: "whoever started it",
+    description:
+      "The user to become before the first connection, of the capabilities keeping those that the configuration needs. It takes a start as root, and a change takes another.",
+    example: '"transplice"',
+  },
+  group: {
+    kind: "account",
+    default: null,
+    otherwise: "`user`'s own",
+    description: "The group to become; other groups are the user's.",
+    example: '"transplice"',
   },
   "timeouts.dial": {
     kind: "duration",
@@ -506,8 +521,9 @@ export const SETTINGS = {
     example: '["system.slice/backup.service"]',
   },
   "firewall.service_user": {
-    kind: "word",
-    default: '"transplice"',
+    kind: "account",
+    default: null,
+    otherwise: '`user`, and without it `"transplice"`',
     description: "The user that transplice runs as, by whom its own connections are known and let through; `mark`, where it is set, counts instead.",
     example: '"transplice"',
   },
@@ -647,6 +663,7 @@ type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer
         ip: string;
         iface: string | null;
         word: string;
+        account: string;
         list: never;
       }[S["kind"]];
 
@@ -710,6 +727,8 @@ export function allowedText(setting: Setting): string {
       return 'the name of an interface, of at most 15 bytes, or "" for none';
     case "word":
       return `1 to ${WORD_CHARACTERS_MAX} letters, digits, - and _`;
+    case "account":
+      return 'a name or a number, in quotes, such as "transplice" or "998"';
     case "list": {
       const array = `an array of ${ITEMS[setting.of]}`;
       return setting.bare ? `${array}, or one without brackets` : array;

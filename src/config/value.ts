@@ -3,7 +3,7 @@
  */
 import type { AST } from "toml-eslint-parser";
 import type { ListenAddress } from "./config.ts";
-import { ITEM_READERS, readHost } from "./items.ts";
+import { isAccount, ITEM_READERS, readHost } from "./items.ts";
 import { parseListen } from "./listen.ts";
 import { nearest, quoted } from "./problem.ts";
 import { parseDuration, parseRate, parseSize } from "./quantity.ts";
@@ -84,6 +84,8 @@ export function read(setting: Setting, node: AST.TOMLContentNode, report: Report
     case "word":
       if (text === null) return fail();
       return /^[A-Za-z0-9_-]+$/.test(text) && text.length <= WORD_CHARACTERS_MAX ? text : fail();
+    case "account":
+      return text !== null && isAccount(text) ? text : fail();
     case "list":
       return readList(setting, node, report);
   }

@@ -1,11 +1,21 @@
 /**
- * Who the process is, where a redsocks.conf says so: a daemon, another user, a pid in a file.
+ * Who the process is, where the configuration says so: another user with few capabilities; where a
+ * redsocks.conf does, also a daemon with its pid in a file.
  *
  * A daemon is a second process: the first one waits until it serves, and then has ended well.
  */
-import { spawn } from "node:child_process";
-import { readFileSync, writeFileSync } from "node:fs";
-import type { Identity } from "../config/redsocks.ts";
+import { execFileSync, spawn } from "node:child_process";
+import { accessSync, chownSync, constants, existsSync, readFileSync, writeFileSync } from "node:fs";
+import { dirname } from "node:path";
+import { fileURLToPath } from "node:url";
+import {
+  CAP_NET_ADMIN, CAP_NET_BIND_SERVICE, CAP_NET_RAW, PR_CAPBSET_DROP, PR_CAPBSET_READ, PR_CAP_AMBIENT,
+  PR_CAP_AMBIENT_RAISE, PR_SET_KEEPCAPS, PR_SET_NO_NEW_PRIVS,
+} from "../../native-bindings/constants.ts";
+import type { Syscalls } from "../../native-bindings/syscalls.ts";
+import type { Config } from "../config/config.ts";
+import { errnoText } from "./listeners.ts";
+import { permittedCapabilities } from "./resources.ts";
 
 /** Starts this same command line again, in the background, and answers the exit code of this one. */
 export function beginDaemon(flag: string): Promise<number> {
@@ -44,46 +54,167 @@ export function writePid(file: string): string | null {
   }
 }
 
-/** Becomes user and group, for good, of all threads. A text: what is wrong. */
-export function takeOn({ user, group }: Identity): string | null {
-  if (user === null && group === null) return null;
+/** What a configuration may need of root's powers, in a reader's words. */
+const NAMES: ReadonlyMap<number, string> = new Map([
+  [CAP_NET_BIND_SERVICE, "CAP_NET_BIND_SERVICE"],
+  [CAP_NET_ADMIN, "CAP_NET_ADMIN"],
+  [CAP_NET_RAW, "CAP_NET_RAW"],
+]);
+const PORT_UNPRIVILEGED = 1024;
+/** A directory of users may be far away. */
+const GETENT_MS = 10_000;
+/** The kernel has 41 so far. */
+const CAPABILITIES_MAX = 64;
+
+export function capabilitiesOf({ upstream, mode, mark, listen, egress, firewall }: Config): number[] {
+  const ports = [...listen, ...(egress?.listen ?? []), ...(egress?.metrics ?? [])]
+    .map(({ bytes }) => (bytes[2]! << 8) | bytes[3]!);
+  const needed = new Map([
+    [CAP_NET_BIND_SERVICE, ports.some((port) => port < PORT_UNPRIVILEGED)],
+    [CAP_NET_ADMIN, mark !== null || firewall.manage || (upstream !== null && mode === "tproxy")],
+    // iptables-legacy speaks to the kernel on a raw socket; SO_BINDTODEVICE was root's before Linux 5.7.
+    [CAP_NET_RAW, egress?.iface != null || (firewall.manage && firewall.backend !== "nft")],
+  ]);
+  return [...NAMES.keys()].filter((capability) => needed.get(capability));
+}
+
+export type Taken =
+  | { readonly wrong: string }
+  | {
+      /** What is left of root's powers. null: nothing was given up here. */
+      readonly kept: readonly number[] | null;
+      readonly warnings: readonly string[];
+    };
+
+/**
+ * Becomes the configuration's user and group, for good: of all threads, with the capabilities that
+ * the configuration needs on this one, and on those that it starts from now on. `ownLog`: the log
+ * file is new, and so to be the user's.
+ */
+export function takeOn(sys: Syscalls, config: Config, ownLog: boolean): Taken {
+  const { user, group } = config;
+  const nothing = { kept: null, warnings: [] };
+  if (user === null && group === null) return nothing;
+  const found = user === null ? null : entryOf("passwd", user);
+  const uid = user === null ? null : idOf(user, found);
+  if (uid === null && user !== null) {
+    return { wrong: `user: there is no ${user} on this host; to make it: useradd --system --shell /usr/sbin/nologin ${user}` };
+  }
+  const gid = group === null ? (found === null ? null : Number(found[3])) : idOf(group, entryOf("group", group));
+  if (gid === null && group !== null) {
+    return { wrong: `group: there is no ${group} on this host; to make it: groupadd --system ${group}` };
+  }
+  if (gid === null) return { wrong: `user: ${user} is a number without a name on this host; then group must be set, too` };
+  if ((uid === null || uid === process.getuid!()) && (group === null || gid === process.getgid!())) return nothing;
+  if (process.getuid!() !== 0) {
+    return { wrong: `user, group: only root can become another user, and this is user ${process.getuid!()}; start it as root, or leave them out` };
+  }
+  const { filename } = config.log;
   try {
-    const gid = idOf(group, "/etc/group") ?? (user === null ? null : primaryGroupOf(user));
-    const uid = user === null ? null : idOf(user, "/etc/passwd");
-    if (user !== null && uid === null) return `user: there is no ${user} in /etc/passwd`;
-    if (group !== null && gid === null) return `group: there is no ${group} in /etc/group`;
-    if (uid === process.getuid!() && (gid === null || gid === process.getgid!())) return null;
-    if (process.getuid!() !== 0) return "user, group: only root can become another user; start it as root, or leave them out";
+    if (ownLog && filename !== null) chownSync(filename, uid ?? 0, gid);
+    // Who stays root, keeps all.
+    const drops = uid !== null && uid !== 0;
+    const had = permittedCapabilities();
+    const kept = drops ? capabilitiesOf(config).filter((capability) => (had & (1n << BigInt(capability))) !== 0n) : null;
+    if (kept !== null) lessenBounds(sys, kept);
     // redsocks kept root's other groups.
-    if (user !== null && gid !== null && !/^[0-9]+$/.test(user)) initgroups(user, gid);
-    else process.setgroups!(gid === null ? [] : [gid]);
-    if (gid !== null) process.setgid!(gid);
+    if (found !== null) initgroups(found[0]!, gid);
+    else process.setgroups!([gid]);
+    process.setgid!(gid);
     if (uid !== null) process.setuid!(uid);
-    return null;
+    if (kept !== null) keep(sys, kept);
+    return unreadable(user ?? "root") ?? { kept, warnings: unwritable(filename, user ?? "root") };
   } catch (error) {
-    return `user, group: ${(error as Error).message}`;
+    const { message } = error as Error;
+    return { wrong: `user, group: ${message}; in a container, its user namespace must have the user, and root CAP_SETUID and CAP_SETGID` };
   }
 }
+
+/** Why a configuration cannot be taken on by a process that kept so little of root's powers. */
+export function lacking(config: Config, kept: readonly number[] | null): string[] {
+  if (kept === null) return [];
+  return capabilitiesOf(config)
+    .filter((capability) => !kept.includes(capability))
+    .map((capability) => `it needs ${NAMES.get(capability)}, which this process gave up when it became another user; a restart takes it on`);
+}
+
+/** No program that is started from here gets more, whatever its file says. */
+function lessenBounds(sys: Syscalls, kept: readonly number[]): void {
+  for (let capability = 0; capability < CAPABILITIES_MAX; capability++) {
+    const held = sys.prctl(PR_CAPBSET_READ, capability);
+    if (held < 0) break; // The kernel has no more.
+    // Without CAP_SETPCAP it stays; no_new_privs does the same for exec.
+    if (held === 1 && !kept.includes(capability)) sys.prctl(PR_CAPBSET_DROP, capability);
+  }
+  if (kept.length > 0) sys.prctl(PR_SET_KEEPCAPS, 1);
+}
+
+/** Node's own threads have none since setuid; they need none. */
+function keep(sys: Syscalls, kept: readonly number[]): void {
+  const steps: [string, () => number][] = [
+    ["capset", () => sys.capset(kept)],
+    // For what is started from here: the rules' tools, and the process that takes over.
+    ...kept.map((capability): [string, () => number] => [
+      `prctl PR_CAP_AMBIENT_RAISE ${NAMES.get(capability)}`,
+      () => sys.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability),
+    ]),
+    ["prctl PR_SET_NO_NEW_PRIVS", () => sys.prctl(PR_SET_NO_NEW_PRIVS, 1)],
+  ];
+  for (const [call, step] of steps) {
+    const result = step();
+    if (result < 0) throw new Error(`${call}: ${errnoText(-result)}`);
+  }
+}
+
+/** Threads, and whoever takes over, read the program's files as the user that we are now. */
+function unreadable(user: string): { wrong: string } | null {
+  const file = fileURLToPath(new URL("../worker.js", import.meta.url));
+  return may(file, constants.R_OK)
+    ? null
+    : { wrong: `user: ${user} may not read ${file}, which is transplice's own; install it where everybody may read, with: npm install -g` };
+}
+
+function unwritable(filename: string | null, user: string): string[] {
+  if (filename === null) return [];
+  const which = !may(filename, constants.W_OK)
+    ? filename
+    : may(dirname(filename), constants.W_OK | constants.X_OK) ? null : dirname(filename);
+  if (which === null) return [];
+  return [`log.filename: ${user} may not write ${which}, so USR1 may fail after the file was renamed; a directory of the log's own helps: install -d -o ${user} /var/log/transplice`];
+}
+
+function may(file: string, how: number): boolean {
+  try {
+    accessSync(file, how);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** To be asked before the log is opened. */
+export const isNew = (filename: string | null): boolean => filename !== null && !existsSync(filename);
 
 /** It is in Node's documentation and not in its types. */
 function initgroups(user: string, gid: number): void {
   (process as unknown as { initgroups(user: string, gid: number): void }).initgroups(user, gid);
 }
 
-/** A name's number, by the file of users or of groups; null: neither. */
-function idOf(name: string | null, file: string): number | null {
-  if (name === null) return null;
-  if (/^[0-9]+$/.test(name)) return Number(name);
-  const id = fieldsOf(name, file)?.[2];
-  return id === undefined ? null : Number(id);
+function idOf(name: string, found: readonly string[] | null): number | null {
+  if (found !== null) return Number(found[2]);
+  return /^[0-9]+$/.test(name) ? Number(name) : null;
 }
 
-function primaryGroupOf(user: string): number | null {
-  const byName = fieldsOf(user, "/etc/passwd") ?? null;
-  return byName === null ? null : Number(byName[3]);
-}
-
-function fieldsOf(name: string, file: string): string[] | null {
-  const rows = readFileSync(file, "utf8").split("\n").map((row) => row.split(":"));
-  return rows.find((fields) => fields[0] === name && fields.length > 3) ?? null;
+/** The line of users or groups with this name or number: of the file, or of whatever else the host asks. */
+function entryOf(base: "passwd" | "group", name: string): string[] | null {
+  const rows = (text: string): string[][] => text.split("\n").map((row) => row.split(":"));
+  const at = /^[0-9]+$/.test(name) ? 2 : 0;
+  const found = rows(readFileSync(`/etc/${base}`, "utf8")).find((fields) => fields[at] === name && fields.length > 3);
+  if (found !== undefined) return found;
+  try {
+    const stdio = ["ignore", "pipe", "ignore"] as const;
+    return rows(execFileSync("getent", [base, name], { encoding: "utf8", stdio: [...stdio], timeout: GETENT_MS }))[0] ?? null;
+  } catch {
+    return null; // There is none; or this host has no getent, and so nobody else to ask.
+  }
 }

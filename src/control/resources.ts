@@ -2,7 +2,7 @@
  * What this process may use of the kernel: file descriptors and pipes. Asked once, at start.
  */
 import { readdirSync, readFileSync } from "node:fs";
-import { RLIMIT_NOFILE } from "../../native-bindings/constants.ts";
+import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import { FDS_MAX } from "../engine/limits.ts";
 
@@ -37,12 +37,17 @@ export function pipesAllowed(pipeBytes: number): number {
 
 /** CAP_SYS_RESOURCE or CAP_SYS_ADMIN, in the first user namespace: those of another do not count. */
 function hasPipePrivilege(): boolean {
-  const CAP_SYS_ADMIN = 1n << 21n;
-  const CAP_SYS_RESOURCE = 1n << 24n;
   const map = readText("/proc/self/uid_map")?.trim().split(/\s+/) ?? [];
   if (map.join(" ") !== "0 0 4294967295") return false;
-  const effective = /^CapEff:\s*([0-9a-f]+)/m.exec(readText("/proc/self/status") ?? "")?.[1] ?? "0";
-  return (BigInt(`0x${effective}`) & (CAP_SYS_ADMIN | CAP_SYS_RESOURCE)) !== 0n;
+  return (capabilities("CapEff") & ((1n << BigInt(CAP_SYS_ADMIN)) | (1n << BigInt(CAP_SYS_RESOURCE)))) !== 0n;
+}
+
+/** Of the main thread, by their numbers' bits. */
+export const permittedCapabilities = (): bigint => capabilities("CapPrm");
+
+function capabilities(set: "CapEff" | "CapPrm"): bigint {
+  const found = new RegExp(`^${set}:\\s*([0-9a-f]+)`, "m").exec(readText("/proc/self/status") ?? "")?.[1];
+  return BigInt(`0x${found ?? "0"}`);
 }
 
 function readText(path: string): string | null {

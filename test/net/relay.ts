@@ -37,6 +37,8 @@ export interface StartOptions {
   nofile?: string;
   env?: NodeJS.ProcessEnv;
   nodeFlags?: readonly string[];
+  /** What starts it: "setpriv", with its arguments. */
+  command?: readonly string[];
 }
 
 let files = 0;
@@ -62,6 +64,7 @@ export class Relay {
     writeFileSync(file, typeof settings === "string" ? settings : toml(complete));
     const command = [process.execPath, ...(options.nodeFlags ?? []), MAIN, "-f", file];
     if (options.nofile !== undefined) command.unshift("prlimit", `--nofile=${options.nofile}`);
+    command.unshift(...(options.command ?? []));
     const child = host.spawn(command[0]!, command.slice(1), {
       title: "transplice",
       env: { ...process.env, NODE_OPTIONS: "", ...options.env },

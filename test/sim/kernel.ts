@@ -729,6 +729,14 @@ export class SimulatedKernel implements Syscalls {
   setrlimit(_resource: number, _soft: number, _hard: number): Result {
     return -EPERM;
   }
+
+  prctl(_option: number, _value: number): Result {
+    return -EPERM;
+  }
+
+  capset(_capabilities: readonly number[]): Result {
+    return -EPERM;
+  }
 }
 
 function countOne(counts: Map<number, number>, of: number): number {

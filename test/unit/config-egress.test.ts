@@ -285,7 +285,7 @@ const BAD: readonly [string, ...string[]][] = [
   ["[log]\naddresses = []", "t:3: log.addresses: is not a setting; did you mean incoming.addresses or outgoing.addresses?"],
   ["[[outgoing]]", "t:2: outgoing: found an array of tables, [[outgoing]]; allowed: one table, [outgoing]"],
   ["[rule]", "t:2: [rule]: is not a table of this file; did you mean [[rules]]?"],
-  ["[user]", "t:2: [user]: is not a table of this file; did you mean [users]?"],
+  ["[user]", 't:2: user: found a table; allowed: a name or a number, in quotes, such as "transplice" or "998"; or did you mean [users]?'],
   // Addresses to listen on.
   ['addresses = ["localhost"]', `t:2: incoming.addresses: found "localhost", which is not an address (names are not resolved); allowed: ${IP}`],
   ['addresses = ["10.0.0.1:1080"]', `t:2: incoming.addresses: found "10.0.0.1:1080", which is not an address (names are not resolved); allowed: ${IP}`],

@@ -64,7 +64,7 @@ test("what the old file had wrong stands on top", () => {
   ]) assert.match(usocksd, said);
   assert.match(page("", "usocksd"), /OPEN PROXY/);
   const redsocks = page('base { redirector = iptables; daemon = on; user = u; }\nredsocks { local_ip = 0.0.0.0; local_port = 1025; ip = 8.8.8.8; port = 1; type = http-connect; }\nredudp { }');
-  for (const said of [/User=u/, /redudp: is ignored/, /^# 0\.0\.0\.0 is all .*\nlisten = "0\.0\.0\.0:1025"$/m, /^# CONNECT in HTTP\/1\.1, with Host\nproxy_url/m, /^\[log\]\n# redsocks told.*\nlevel = "warning"$/m]) {
+  for (const said of [/daemon: there is none/, /^user = "u"$/m, /redudp: is ignored/, /^# 0\.0\.0\.0 is all .*\nlisten = "0\.0\.0\.0:1025"$/m, /^# CONNECT in HTTP\/1\.1, with Host\nproxy_url/m, /^\[log\]\n# redsocks told.*\nlevel = "warning"$/m]) {
     assert.match(redsocks, said);
   }
 });

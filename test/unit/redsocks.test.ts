@@ -2,10 +2,11 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
+import { CAP_NET_BIND_SERVICE } from "../../native-bindings/constants.ts";
 import type { Config } from "../../src/config/config.ts";
 import { problemText } from "../../src/config/problem.ts";
 import { type Loaded, parseAs } from "../../src/config/program.ts";
-import type { Identity } from "../../src/config/redsocks.ts";
+import { capabilitiesOf } from "../../src/control/identity.ts";
 import { type Section, sectionsOf } from "../../src/config/redsocks-lexer.ts";
 
 const BASE = "base { log_info = on; redirector = iptables; }\n";
@@ -13,10 +14,10 @@ const SOCKS = "redsocks { local_port = 12345; ip = 10.0.0.1; port = 1080; type =
 
 const load = (text: string, ignoreUnsupported = false): Loaded => parseAs("redsocks", text, "r.conf", [], { ignoreUnsupported });
 
-function good(text: string, ignoreUnsupported = false): { config: Config; warnings: string[]; identity: Identity } {
+function good(text: string, ignoreUnsupported = false): { config: Config; warnings: string[]; daemon: boolean } {
   const loaded = load(text, ignoreUnsupported);
   if ("problems" in loaded) assert.fail(loaded.problems.map(problemText).join("\n"));
-  return { config: loaded.config, warnings: loaded.warnings.map(problemText), identity: loaded.identity! };
+  return { config: loaded.config, warnings: loaded.warnings.map(problemText), daemon: loaded.daemon };
 }
 
 function bad(text: string): string[] {
@@ -120,7 +121,7 @@ test("what is written in the grammar is read as it was", () => {
 });
 
 test("a redsocks.conf means what it meant", () => {
-  const { config, warnings, identity } = good(`base {
+  const { config, warnings, daemon } = good(`base {
 	log_debug = off;
 	log_info = on;
 	log = "file:/var/log/redsocks.log";
@@ -142,7 +143,7 @@ redsocks {
 	splice = off; on_proxy_fail = close; disclose_src = off;
 }`);
   assert.deepEqual(warnings, []);
-  assert.deepEqual(identity, { daemon: true, user: "redsocks", group: "redsocks" });
+  assert.deepEqual([daemon, config.user, config.group], [true, "redsocks", "redsocks"]);
   assert.deepEqual(config.listen.map(({ text }) => text), ["10.1.1.1:12345"]);
   assert.deepEqual(config.upstream, {
     kind: "socks5", host: "proxy.example.com", port: 1080, text: "socks5://proxy.example.com:1080",
@@ -273,7 +274,7 @@ test("splice is off where all sections say so", () => {
   assert.deepEqual([pipes("splice = off;"), pipes("splice = on;"), pipes("")], [0, null, null]);
 });
 
-test("a privileged port and a user do not go together", () => {
-  assert.equal(bad(`base { redirector = iptables; user = nobody; }\n${SOCKS.replace("12345", "80")}`).length, 1);
-  assert.equal(bad(`base { redirector = iptables; }\n${SOCKS.replace("12345", "80")}`).length, 0);
+test("a privileged port and a user go together: the capability is kept", () => {
+  const { config } = good(`base { redirector = iptables; user = nobody; }\n${SOCKS.replace("12345", "80")}`);
+  assert.deepEqual(capabilitiesOf(config), [CAP_NET_BIND_SERVICE]);
 });
