@@ -12,7 +12,8 @@ import { userFault } from "./config/items.ts";
 import type { Override } from "./config/parse.ts";
 import { alternatives, nearest, quoted } from "./config/problem.ts";
 import { PREDECESSORS, type ProgramName } from "./config/program.ts";
-import { FIREWALL_ACTIONS, FIREWALL_BACKENDS, type FirewallAction, type FirewallBackend } from "./control/firewall.ts";
+import { FIREWALL_ACTIONS, type FirewallAction } from "./control/firewall.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend } from "./control/firewall-tools.ts";
 import { parseAsPredecessor, predecessorOf } from "./predecessor.ts";
 
 interface OnFile {

@@ -4,7 +4,7 @@
  */
 import type { PortRange } from "../policy/access.ts";
 import { merged } from "./firewall-nft.ts";
-import type { FamilyPlan, FirewallPlan } from "./firewall-plan.ts";
+import { type FamilyPlan, type FirewallPlan, isRouting } from "./firewall-plan.ts";
 
 const PREFIX = "TRANSPLICE_";
 /** Stands in a table that was not there before us, so that we can tell when we go. */
@@ -18,6 +18,12 @@ export interface OwnTable {
 }
 export type OwnTables = ReadonlyMap<string, OwnTable>;
 
+/** As iptables-save says --syn. */
+const SYN = "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
+
+/** What keeps the kernel translating: see firewall-nft.ts. Nothing leads there. */
+const DRAIN = `${PREFIX}DRAIN`;
+
 /** xt_multiport has room for 15, and a range takes two. */
 const MULTIPORT_MAX = 15;
 
@@ -27,15 +33,17 @@ export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables
   const jumps: string[] = [];
   const mark = `0x${plan.mark.toString(16)}`;
   const tproxy = `-j TPROXY --on-port ${family.port} --on-ip ${family.address} --tproxy-mark ${mark}/0xffffffff`;
-  const hook = (name: "OUTPUT" | "PREROUTING", target: string): void => {
+  const isRefused = plan.stage === "refused";
+  const hook = (name: "OUTPUT" | "PREROUTING" | "FORWARD", target: string): void => {
     const [gate, nets, allow, ports] = ["", "_NET", "_ALLOW", "_PORT"].map((end) => `${PREFIX}${name}${end}`) as [string, string, string, string];
     chains.push(gate, nets, allow, ports);
-    jumps.push(`-A ${name} -p tcp -j ${gate}`);
+    // What others accept before us would not be refused. What stands goes on.
+    jumps.push(isRefused ? `-I ${name} -p tcp ${SYN} -j ${gate}` : `-A ${name} -p tcp -j ${gate}`);
     const add = (chain: string, rule: string): void => void rules.push(`-A ${chain} ${rule}`);
-    const tcp = plan.mode === "tproxy";
+    const tcp = isRouting(plan);
     if (name === "PREROUTING" && tcp && plan.output) add(gate, `-i lo -p tcp -m mark --mark ${mark} ${tproxy}`);
     if (tcp) add(gate, "-m conntrack --ctdir REPLY -j RETURN");
-    if (name === "PREROUTING") {
+    if (name !== "OUTPUT") {
       for (const iface of plan.interfaces) add(gate, `-i ${iface} -g ${nets}`);
     } else {
       for (const match of exemptions(plan)) add(gate, `${match} -j RETURN`);
@@ -53,6 +61,15 @@ export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables
     if (plan.ports === null) add(allow, `-g ${ports}`);
     add(ports, `-p tcp ${target}`);
   };
+  const draining: [string, OwnTable][] = plan.mode === "tproxy" ? [] : [["nat", {
+    chains: [DRAIN], rules: [`-A ${DRAIN} -m conntrack --ctstate ESTABLISHED -j RETURN`],
+  }]];
+  if (plan.stage === "draining") return new Map(draining);
+  if (isRefused) {
+    if (plan.output) hook("OUTPUT", "-j REJECT --reject-with tcp-reset");
+    if (plan.interfaces.length > 0) hook("FORWARD", "-j REJECT --reject-with tcp-reset");
+    return new Map([["filter", { chains, rules: [...rules, ...jumps] }], ...draining]);
+  }
   const redirect = `-j REDIRECT --to-ports ${family.port}`;
   if (plan.output) hook("OUTPUT", plan.mode === "redirect" ? redirect : `-j MARK --set-xmark ${mark}/0xffffffff`);
   if (plan.interfaces.length > 0 || plan.mode === "tproxy") hook("PREROUTING", plan.mode === "redirect" ? redirect : tproxy);
@@ -107,7 +124,8 @@ export const tablesOf = (saved: string): string[] => [...saved.matchAll(/^\*(\w+
 /** The transaction that leads from what is ours to what shall be. "" = nothing to do. */
 export function transition(from: OwnTables, to: OwnTables): string {
   let text = "";
-  for (const table of [...new Set([...from.keys(), ...to.keys()])]) {
+  // A table a transaction: what comes stands before what goes has gone.
+  for (const table of [...new Set([...to.keys(), ...from.keys()])]) {
     const old = from.get(table) ?? { chains: [], rules: [] };
     const next = to.get(table) ?? { chains: [], rules: [] };
     const isJump = (rule: string): boolean => !rule.startsWith(`-A ${PREFIX}`);

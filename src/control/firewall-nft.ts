@@ -2,7 +2,7 @@
  * FirewallPlan -> one nft table of our own, replaced or removed in one transaction. Pure.
  */
 import type { PortRange } from "../policy/access.ts";
-import type { FamilyPlan, FirewallPlan } from "./firewall-plan.ts";
+import { type FamilyPlan, type FirewallPlan, isRouting } from "./firewall-plan.ts";
 
 export const NFT_TABLE = "inet transplice";
 
@@ -11,12 +11,22 @@ export const NFT_REMOVAL = `add table ${NFT_TABLE}\ndelete table ${NFT_TABLE}\n`
 
 export function nftRules(plan: FirewallPlan): string {
   const sets = plan.families.flatMap(setsOf);
+  if (plan.stage === "draining") return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${drain(plan)}}\n`;
+  const isRefused = plan.stage === "refused";
+  const through = isRefused ? "forward" : "prerouting";
   const chains = [
     ...(plan.output ? chainOf(plan, "output") : []),
-    ...(plan.interfaces.length > 0 || plan.mode === "tproxy" ? chainOf(plan, "prerouting") : []),
+    ...(plan.interfaces.length > 0 || isRouting(plan) ? chainOf(plan, through) : []),
   ];
-  return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${[...sets, ...chains].map((line) => `  ${line}\n`).join("")}}\n`;
+  return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${[...sets, ...chains].map((line) => `  ${line}\n`).join("")}${isRefused ? drain(plan) : ""}}\n`;
 }
+
+/**
+ * The kernel stops to translate, and to track, as soon as no rule asks for it any more; and what
+ * REDIRECT has handed over would be torn off.
+ */
+const drain = ({ mode }: FirewallPlan): string =>
+  mode === "tproxy" ? "" : "  chain drain {\n    type nat hook output priority -100; policy accept;\n    ct state established accept\n  }\n";
 
 const SETS = ["exclude", "lifted", "special", "include"] as const;
 
@@ -33,13 +43,15 @@ function setsOf(family: FamilyPlan): string[] {
   });
 }
 
-function chainOf(plan: FirewallPlan, hook: "output" | "prerouting"): string[] {
-  const { mode } = plan;
-  const type = mode === "redirect" ? "nat" : hook === "output" ? "route" : "filter";
-  const priority = mode === "tproxy" ? -150 : -100;
+function chainOf(plan: FirewallPlan, hook: "output" | "prerouting" | "forward"): string[] {
+  const mode = plan.stage === "refused" ? "refuse" : plan.mode;
+  const type = mode === "redirect" ? "nat" : mode === "tproxy" && hook === "output" ? "route" : "filter";
+  const priority = { tproxy: -150, redirect: -100, refuse: 0 }[mode];
   const ports = `${hook}_ports`;
   const mark = `0x${plan.mark.toString(16)}`;
   const rules = [`type ${type} hook ${hook} priority ${priority}; policy accept;`, "meta l4proto != tcp return"];
+  // What stands goes on.
+  if (mode === "refuse") rules.push("tcp flags & (fin | syn | rst | ack) != syn return");
   if (mode === "tproxy" && hook === "prerouting") {
     // What the output chain has marked comes by again, through the loopback interface.
     for (const family of plan.output ? plan.families : []) {
@@ -47,7 +59,7 @@ function chainOf(plan: FirewallPlan, hook: "output" | "prerouting"): string[] {
     }
     if (plan.interfaces.length === 0) rules.push("return");
   }
-  if (hook === "prerouting" && plan.interfaces.length > 0) {
+  if (hook !== "output" && plan.interfaces.length > 0) {
     rules.push(`iifname != { ${plan.interfaces.map((name) => `"${name}"`).join(", ")} } return`);
   }
   // The answers of this host's servers, and of servers behind it, go their own way.
@@ -75,7 +87,8 @@ function chainOf(plan: FirewallPlan, hook: "output" | "prerouting"): string[] {
   if (plan.ports !== null) last.push(`tcp dport != { ${portsText(plan.ports)} } return`);
   for (const family of plan.families) {
     const tcp = `meta nfproto ipv${family.family} meta l4proto tcp`;
-    if (mode === "redirect") last.push(`${tcp} redirect to :${family.port}`);
+    if (mode === "refuse") last.push(`${tcp} reject with tcp reset`);
+    else if (mode === "redirect") last.push(`${tcp} redirect to :${family.port}`);
     else if (hook === "output") last.push(`${tcp} meta mark set ${mark}`);
     else last.push(`${tcp} ${tproxy(family)} meta mark set ${mark} accept`);
   }

@@ -27,6 +27,11 @@ export interface FamilyPlan {
 
 export interface FirewallPlan {
   readonly mode: "redirect" | "tproxy";
+  /**
+   * engaged: connections are handed over. refused: they are reset at once instead. draining: they go
+   * direct. In the last two, what REDIRECT has handed over before goes on.
+   */
+  readonly stage: "engaged" | "refused" | "draining";
   /** Programs of this host. */
   readonly output: boolean;
   /** Clients that come in by these. */
@@ -91,7 +96,7 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
   if (families.length === 0) return { wrong: "no listener has an address of a family that this host has" };
   return {
     plan: {
-      mode, families, own, excludeUsers,
+      mode, stage: "engaged", families, own, excludeUsers,
       output: firewall.output,
       interfaces: firewall.interfaces,
       excludeCgroups: firewall.excludeCgroups.map((path) => path.replace(/^\/+|\/+$/g, "")),
@@ -138,3 +143,11 @@ function listenerOf(
   const address = found.dualStack ? (family === 4 ? "127.0.0.1" : "::1") : host;
   return { port: portOf(found.bytes, 0), address };
 }
+
+/** By which ip rules and routes of ours are known (rtm_protocol): no routing daemon's number. */
+export const ROUTE_PROTOCOL = 181;
+
+/** TPROXY needs packets for foreign addresses delivered here. */
+export const isRouting = ({ mode, stage }: FirewallPlan): boolean => mode === "tproxy" && stage === "engaged";
+export const ruleOf = ({ mark, table }: FirewallPlan): string => `fwmark 0x${mark.toString(16)} lookup ${table} protocol ${ROUTE_PROTOCOL}`;
+export const routeOf = ({ table }: FirewallPlan): string => `local default dev lo table ${table} protocol ${ROUTE_PROTOCOL}`;

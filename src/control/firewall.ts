@@ -7,20 +7,19 @@
  * whether this kernel can have them before anything is changed, and in what words the tool will
  * list them, which is what status compares.
  */
-import { spawnSync } from "node:child_process";
 import { lookup } from "node:dns/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
 import type { Config } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
-import { iptablesRules, NEW_TABLE, type OwnTables, ownTables, tablesOf, transition } from "./firewall-iptables.ts";
-import { NFT_REMOVAL, NFT_TABLE, nftRules } from "./firewall-nft.ts";
-import { type FirewallPlan, firewallPlan } from "./firewall-plan.ts";
+import { iptablesRules, ownTables, transition } from "./firewall-iptables.ts";
+import { apply, compared, isAnyRouted, isRouted, type Listing, nftLines, NONE, present, removeAll, tableLines } from "./firewall-kernel.ts";
+import { NFT_TABLE, nftRules } from "./firewall-nft.ts";
+import { type FirewallPlan, firewallPlan, isRouting, routeOf, ruleOf } from "./firewall-plan.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
 
-export type FirewallBackend = "nft" | "iptables" | "iptables-legacy";
 export type FirewallAction = "print" | "apply" | "remove" | "status" | "check";
 export const FIREWALL_ACTIONS: readonly FirewallAction[] = ["print", "apply", "remove", "status", "check"];
-export const FIREWALL_BACKENDS: readonly FirewallBackend[] = ["nft", "iptables", "iptables-legacy"];
 
 /** What is to be said, and the exit code. */
 export interface Outcome {
@@ -29,33 +28,15 @@ export interface Outcome {
   readonly code: number;
 }
 
-/** By which ip rules and routes of ours are known (rtm_protocol): no routing daemon's number. */
-const PROTOCOL = 181;
-const PATHS = ["/usr/sbin", "/sbin", "/usr/bin", "/bin", "/usr/local/sbin", "/usr/local/bin"];
-const INSTALL = { nft: "nftables", iptables: "iptables", "iptables-legacy": "iptables" } as const;
-const CAP_NET_ADMIN = 12;
-const NONE: OwnTables = new Map();
-
-/** With words for the operator. */
-class Refusal extends Error {}
-
-interface Ran {
-  readonly ok: boolean;
-  readonly out: string;
-  readonly said: string;
-}
-
 export async function firewall(
   action: FirewallAction, config: Config, asked: FirewallBackend | null,
 ): Promise<Outcome> {
   try {
-    const backends = asked === null
-      ? config.firewall.backend === "auto" ? FIREWALL_BACKENDS : [config.firewall.backend]
-      : [asked];
+    const backends = asked === null ? backendsOf(config) : [asked];
     switch (action) {
       case "remove":
         // Whatever the configuration says now, nothing of ours stays.
-        removeAll(null);
+        await removeAll(null);
         return said("removed\n");
       case "print": {
         const plan = await planned(config);
@@ -63,13 +44,13 @@ export async function firewall(
       }
       case "apply": {
         const plan = await planned(config);
-        const backend = chosen(backends, plan).backend;
-        apply(backend, plan);
-        removeAll(backend);
+        const { backend } = await chosen(backends, plan);
+        await apply(backend, plan);
+        await removeAll(backend);
         return said(`engaged (${backend})\n`);
       }
       case "status":
-        return status(backends, await planned(config));
+        return await status(backends, await planned(config));
       case "check":
         return await check(backends, config);
     }
@@ -81,9 +62,17 @@ export async function firewall(
 
 const said = (out: string, code = 0): Outcome => ({ out, wrong: "", code });
 
-async function planned(config: Config): Promise<FirewallPlan> {
+export const backendsOf = ({ firewall: { backend } }: Config): readonly FirewallBackend[] =>
+  backend === "auto" ? FIREWALL_BACKENDS : [backend];
+
+/** `known`: the upstream's addresses, where somebody has looked already. Throws a Refusal. */
+export async function planned(config: Config, known: readonly string[] | null = null): Promise<FirewallPlan> {
+  const { users, excludeUsers, serviceUser } = config.firewall;
+  const uids = new Map<string, number | null>();
+  for (const name of [...users, ...excludeUsers, serviceUser]) uids.set(name, await uidOf(name));
   const families = existsSync("/proc/net/if_inet6") ? ([4, 6] as const) : ([4] as const);
-  const result = firewallPlan(config, { upstream: await upstreamAddresses(config), families, uid: uidOf });
+  const upstream = known ?? (await upstreamAddresses(config));
+  const result = firewallPlan(config, { upstream, families, uid: (name) => uids.get(name) ?? null });
   if ("wrong" in result) throw new Refusal(result.wrong);
   return result.plan;
 }
@@ -99,56 +88,20 @@ async function upstreamAddresses({ upstream }: Config): Promise<string[]> {
   }
 }
 
-function uidOf(name: string): number | null {
+async function uidOf(name: string): Promise<number | null> {
   if (/^[0-9]+$/.test(name)) return Number(name);
   const found = readFileSync("/etc/passwd", "utf8").split("\n").find((line) => line.startsWith(`${name}:`));
   // Users that are not in the file: LDAP and the like.
-  const line = found ?? run("getent", ["passwd", name]).out;
+  const line = found ?? (await run("getent", ["passwd", name])).out;
   const uid = line.split(":")[2];
   return uid === undefined ? null : Number(uid);
-}
-
-// ---------------------------------------------------------------------------------------------
-// The tools.
-
-function tool(name: string): string | null {
-  return PATHS.map((path) => `${path}/${name}`).find((path) => existsSync(path)) ?? null;
-}
-
-function run(name: string, args: readonly string[], input = ""): Ran {
-  const path = tool(name);
-  if (path === null) return { ok: false, out: "", said: `there is no ${name} here` };
-  const env = { LC_ALL: "C", PATH: PATHS.join(":") };
-  const result = spawnSync(path, args, { encoding: "utf8", input, env, timeout: 30_000, maxBuffer: 1 << 26 });
-  const words = (result.error?.message ?? result.stderr).trim().replaceAll(/\s*\n\s*/g, "; ");
-  return { ok: result.status === 0, out: result.stdout ?? "", said: words };
-}
-
-function must(ran: Ran, what: string): string {
-  if (ran.ok) return ran.out;
-  if (!isCapable()) throw new Refusal("this needs CAP_NET_ADMIN; run it as root: sudo transplice firewall ...");
-  throw new Refusal(`${what}: ${ran.said}`);
-}
-
-const isCapable = (): boolean => {
-  const held = /^CapEff:\s*([0-9a-f]+)/m.exec(readFileSync("/proc/self/status", "utf8"))?.[1] ?? "0";
-  return ((BigInt(`0x${held}`) >> BigInt(CAP_NET_ADMIN)) & 1n) === 1n;
-};
-
-/** iptables-nft, ip6tables-legacy-save...: the variant by its name, or what the plain name is. */
-function iptablesTool(backend: FirewallBackend, family: 4 | 6, end: "" | "-save" | "-restore"): string {
-  const base = family === 4 ? "iptables" : "ip6tables";
-  const named = `${base}${backend === "iptables" ? "-nft" : "-legacy"}${end}`;
-  if (tool(named) !== null) return named;
-  const isNft = run(base, ["--version"]).out.includes("nf_tables");
-  return isNft === (backend === "iptables") ? `${base}${end}` : named;
 }
 
 // ---------------------------------------------------------------------------------------------
 // What is there, what shall be, what is chosen.
 
 function rendered(backend: FirewallBackend, plan: FirewallPlan): string {
-  const routes = plan.mode === "tproxy"
+  const routes = isRouting(plan)
     ? plan.families.map(({ family }) => `# ip -${family} rule add ${ruleOf(plan)}\n# ip -${family} route add ${routeOf(plan)}\n`).join("")
     : "";
   if (backend === "nft") return `${nftRules(plan)}${routes}`;
@@ -157,14 +110,13 @@ function rendered(backend: FirewallBackend, plan: FirewallPlan): string {
   return `${parts.join("")}${routes}`;
 }
 
-/** The rules as the tool would list them: by family, or under 0 for both. */
-type Listing = ReadonlyMap<0 | 4 | 6, readonly string[]>;
-
-function trial(backend: FirewallBackend, plan: FirewallPlan): { listing: Listing } | { wrong: string } {
+async function trial(
+  backend: FirewallBackend, plan: FirewallPlan,
+): Promise<{ listing: Listing } | { wrong: string }> {
   const listing = new Map<0 | 4 | 6, readonly string[]>();
   if (backend === "nft") {
     if (tool("nft") === null) return { wrong: missing(backend) };
-    const ran = run("unshare", ["--net", "sh", "-c", `nft -f - && nft list table ${NFT_TABLE}`], nftRules(plan));
+    const ran = await run("unshare", ["--net", "sh", "-c", `nft -f - && nft list table ${NFT_TABLE}`], nftRules(plan));
     if (!ran.ok) return { wrong: `nft: ${ran.said}` };
     listing.set(0, nftLines(ran.out));
     return { listing };
@@ -173,223 +125,47 @@ function trial(backend: FirewallBackend, plan: FirewallPlan): { listing: Listing
     const [restore, save] = (["-restore", "-save"] as const).map((end) => iptablesTool(backend, family.family, end));
     if (tool(restore!) === null) return { wrong: missing(backend) };
     const rules = transition(NONE, iptablesRules(plan, family));
-    const ran = run("unshare", ["--net", "sh", "-c", `${restore} --noflush && ${save}`], rules);
+    const ran = await run("unshare", ["--net", "sh", "-c", `${restore} --noflush && ${save}`], rules);
     if (!ran.ok) return { wrong: `${restore}: ${ran.said}` };
     listing.set(family.family, tableLines(ownTables(ran.out)));
   }
   return { listing };
 }
 
-const missing = (backend: FirewallBackend): string =>
-  `${backend} is not installed; to install it: apt-get install ${INSTALL[backend]} (or dnf, apk, pacman)`;
-
-const nftLines = (text: string): string[] => text.split("\n").map((line) => line.trim()).filter((line) => line !== "");
-
-function tableLines(tables: OwnTables): string[] {
-  return [...tables].flatMap(([table, { rules }]) => rules.map((rule) => `${table}: ${rule}`)).sort(byChain);
-}
-
-/** Chains are listed in any order, the rules of one in theirs: the sort is stable. */
-function byChain(one: string, other: string): number {
-  const chain = (line: string): string => line.split(" ").slice(0, 3).join(" ");
-  return chain(one) < chain(other) ? -1 : chain(one) > chain(other) ? 1 : 0;
-}
-
-function chosen(
+async function chosen(
   backends: readonly FirewallBackend[], plan: FirewallPlan,
-): { backend: FirewallBackend; listing: Listing } {
-  if (!isCapable()) throw new Refusal("this needs CAP_NET_ADMIN; run it as root: sudo transplice firewall ...");
+): Promise<{ backend: FirewallBackend; listing: Listing }> {
+  requireCapable();
   const wrong: string[] = [];
   for (const backend of backends) {
-    const tried = trial(backend, plan);
+    const tried = await trial(backend, plan);
     if ("listing" in tried) return { backend, listing: tried.listing };
     wrong.push(tried.wrong);
   }
   throw new Refusal(`no backend works here: ${wrong.join(" | ")}`);
 }
 
-/** Legacy tools make tables by looking at them: they are asked only where there are some. */
-function saved(backend: FirewallBackend, family: 4 | 6): string {
-  const save = iptablesTool(backend, family, "-save");
-  if (tool(save) === null) return "";
-  if (backend === "iptables-legacy") {
-    const names = `/proc/net/ip${family === 4 ? "" : "6"}_tables_names`;
-    if (!existsSync(names) || readFileSync(names, "utf8").trim() === "") return "";
-  }
-  return run(save, []).out;
-}
-
-const FAMILIES = [4, 6] as const;
-
-function present(backend: FirewallBackend): Listing {
-  const listing = new Map<0 | 4 | 6, readonly string[]>();
-  if (backend === "nft") {
-    const ran = run("nft", ["list", "table", ...NFT_TABLE.split(" ")]);
-    if (ran.ok) listing.set(0, nftLines(ran.out));
-  } else {
-    for (const family of FAMILIES) {
-      const lines = tableLines(ownTables(saved(backend, family)));
-      if (lines.length > 0) listing.set(family, lines);
-    }
-  }
-  return listing;
-}
-
-// ---------------------------------------------------------------------------------------------
-// Changes.
-
-function apply(backend: FirewallBackend, plan: FirewallPlan): void {
-  // What delivers comes before what is delivered.
-  if (plan.mode === "tproxy") requireFreeTable(plan);
-  route(plan);
-  if (backend === "nft") {
-    must(run("nft", ["-f", "-"], nftRules(plan)), "nft");
-    return;
-  }
-  const done: { family: 4 | 6; before: OwnTables }[] = [];
-  for (const family of FAMILIES) {
-    const text = saved(backend, family);
-    const before = ownTables(text);
-    const familyPlan = plan.families.find((each) => each.family === family);
-    const wanted = familyPlan === undefined ? NONE : withNewTables(iptablesRules(plan, familyPlan), before, text, backend);
-    const ran = restore(backend, family, before, wanted);
-    if (!ran.ok) {
-      for (const { family: other, before: old } of done) {
-        const now = ownTables(saved(backend, other));
-        restore(backend, other, now, old);
-        dropEmpty(backend, other, now);
-      }
-      if (done.every(({ before: old }) => old.size === 0) && before.size === 0) route(null);
-      must(ran, iptablesTool(backend, family, "-restore"));
-    }
-    done.push({ family, before });
-  }
-}
-
-function restore(backend: FirewallBackend, family: 4 | 6, from: OwnTables, to: OwnTables): Ran {
-  const text = transition(from, to);
-  if (text === "") return { ok: true, out: "", said: "" };
-  const wait = backend === "iptables-legacy" ? ["-w"] : [];
-  return run(iptablesTool(backend, family, "-restore"), ["--noflush", ...wait], text);
-}
-
-function withNewTables(wanted: OwnTables, before: OwnTables, text: string, backend: FirewallBackend): OwnTables {
-  if (backend !== "iptables") return wanted;
-  const there = tablesOf(text);
-  return new Map([...wanted].map(([table, { chains, rules }]) => {
-    const isNew = !there.includes(table) || before.get(table)?.chains.includes(NEW_TABLE);
-    return [table, { chains: isNew ? [...chains, NEW_TABLE] : chains, rules }];
-  }));
-}
-
-/** Everything of ours, but for what `kept` has set. */
-function removeAll(kept: FirewallBackend | null): void {
-  if (kept !== "nft" && tool("nft") !== null) {
-    const there = run("nft", ["list", "tables"]);
-    // A kernel without nf_tables has no table of ours.
-    if (there.ok && there.out.includes(`table ${NFT_TABLE}\n`)) must(run("nft", ["-f", "-"], NFT_REMOVAL), "nft");
-    else if (!isCapable()) must(there, "nft");
-  }
-  for (const backend of ["iptables", "iptables-legacy"] as const) {
-    if (kept === backend) continue;
-    for (const family of FAMILIES) {
-      const before = ownTables(saved(backend, family));
-      must(restore(backend, family, before, NONE), iptablesTool(backend, family, "-restore"));
-      dropEmpty(backend, family, before);
-    }
-  }
-  if (kept === null) route(null);
-}
-
-/** iptables-nft makes a table for the first rule and leaves it: a table that we brought goes too. */
-function dropEmpty(backend: FirewallBackend, family: 4 | 6, before: OwnTables): void {
-  if (backend !== "iptables") return;
-  for (const [table, { chains }] of before) {
-    if (!chains.includes(NEW_TABLE)) continue;
-    const text = run(iptablesTool(backend, family, "-save"), ["-t", table]).out;
-    const isEmpty = !/^-A|^:\S+ (?!ACCEPT)/m.test(text);
-    if (isEmpty) run("nft", ["delete", "table", family === 4 ? "ip" : "ip6", table]);
-  }
-}
-
-const ruleOf = ({ mark, table }: FirewallPlan): string => `fwmark 0x${mark.toString(16)} lookup ${table} protocol ${PROTOCOL}`;
-const routeOf = ({ table }: FirewallPlan): string => `local default dev lo table ${table} protocol ${PROTOCOL}`;
-
-interface IpRule { readonly priority: number; readonly fwmark?: string; readonly table: string; readonly protocol?: string }
-
-const rulesOf = (family: 4 | 6): IpRule[] => {
-  const ran = run("ip", ["-json", `-${family}`, "rule"]);
-  const all = ran.ok && ran.out.trim() !== "" ? (JSON.parse(ran.out) as IpRule[]) : [];
-  return all.filter(({ protocol }) => protocol === `${PROTOCOL}`);
-};
-
-const isRouted = (family: 4 | 6, plan: FirewallPlan): boolean =>
-  rulesOf(family).some(({ fwmark, table }) => Number(fwmark) === plan.mark && table === `${plan.table}`) &&
-  run("ip", [`-${family}`, "route", "show", "table", `${plan.table}`]).out.includes(`proto ${PROTOCOL}`);
-
-function requireFreeTable(plan: FirewallPlan): void {
-  for (const { family } of plan.families) {
-    const routes = run("ip", [`-${family}`, "route", "show", "table", `${plan.table}`]).out.trim().split("\n");
-    const foreign = routes.find((line) => line !== "" && !line.includes(`proto ${PROTOCOL}`));
-    if (foreign !== undefined) {
-      throw new Refusal(`routing table ${plan.table} is somebody else's (${foreign.trim()}); set another tproxy_table in [firewall]`);
-    }
-  }
-}
-
-/** Rules and routes of ours are those of the plan, and no others. null: none. */
-function route(plan: FirewallPlan | null): void {
-  for (const family of FAMILIES) {
-    const wanted = plan?.mode === "tproxy" && plan.families.some((each) => each.family === family);
-    const right = wanted && isRouted(family, plan!);
-    const rules = rulesOf(family);
-    if (right && rules.length === 1) continue;
-    for (const { priority, table } of rules) {
-      run("ip", [`-${family}`, "route", "flush", "table", table, "protocol", `${PROTOCOL}`]);
-      run("ip", [`-${family}`, "rule", "delete", "priority", `${priority}`, "protocol", `${PROTOCOL}`]);
-    }
-    if (!wanted) continue;
-    must(run("ip", [`-${family}`, "route", "replace", ...routeOf(plan!).split(" ")]), "ip route");
-    must(run("ip", [`-${family}`, "rule", "add", ...ruleOf(plan!).split(" ")]), "ip rule");
-  }
-}
-
 // ---------------------------------------------------------------------------------------------
 // Questions.
 
-function status(backends: readonly FirewallBackend[], plan: FirewallPlan): Outcome {
-  if (!isCapable()) throw new Refusal("this needs CAP_NET_ADMIN; run it as root: sudo transplice firewall ...");
-  const engaged = FIREWALL_BACKENDS.filter((backend) => present(backend).size > 0);
-  const routed = FAMILIES.flatMap(rulesOf).length > 0;
-  if (engaged.length === 0 && !routed) return said("absent\n", 3);
-  const backend = engaged.find((each) => backends.includes(each)) ?? backends[0]!;
-  const tried = trial(backend, plan);
-  if ("wrong" in tried) throw new Refusal(`cannot compare: ${tried.wrong}`);
-  const there = present(backend);
-  const lines = engaged.filter((each) => each !== backend).map((each) => `+ rules of ${each}`);
-  for (const key of new Set([...tried.listing.keys(), ...there.keys()])) {
-    const name = key === 0 ? "" : `IPv${key} `;
-    lines.push(...differences(tried.listing.get(key) ?? [], there.get(key) ?? []).map((line) => line.replace(/^(.) /, `$1 ${name}`)));
+async function status(backends: readonly FirewallBackend[], plan: FirewallPlan): Promise<Outcome> {
+  requireCapable();
+  const found = new Map<FirewallBackend, Listing>();
+  for (const backend of FIREWALL_BACKENDS) {
+    const listing = await present(backend);
+    if (listing.size > 0) found.set(backend, listing);
   }
+  if (found.size === 0 && !(await isAnyRouted())) return said("absent\n", 3);
+  const backend = [...found.keys()].find((each) => backends.includes(each)) ?? backends[0]!;
+  const tried = await trial(backend, plan);
+  if ("wrong" in tried) throw new Refusal(`cannot compare: ${tried.wrong}`);
+  const lines = [...found.keys()].filter((each) => each !== backend).map((each) => `+ rules of ${each}`);
+  lines.push(...compared(tried.listing, found.get(backend) ?? new Map()));
   for (const { family } of plan.families) {
-    if (plan.mode === "tproxy" && !isRouted(family, plan)) lines.push(`- ip -${family} rule ${ruleOf(plan)}`);
+    if (isRouting(plan) && !(await isRouted(family, plan))) lines.push(`- ip -${family} rule ${ruleOf(plan)}`);
   }
   if (lines.length === 0) return said(`engaged (${backend})\n`);
   return said(`differs (${backend}); to mend it: transplice firewall apply\n${lines.join("\n")}\n`, 1);
-}
-
-/** "- " what is missing, "+ " what is too much, "~" where only the order is another. */
-export function differences(wanted: readonly string[], found: readonly string[]): string[] {
-  const rest = [...found];
-  const lacking: string[] = [];
-  for (const line of wanted) {
-    const at = rest.indexOf(line);
-    if (at === -1) lacking.push(`- ${line}`);
-    else rest.splice(at, 1);
-  }
-  const lines = [...lacking, ...rest.map((line) => `+ ${line}`)];
-  const moved = lines.length === 0 && wanted.some((line, i) => line !== found[i]);
-  return moved ? ["~ the same rules in another order"] : lines;
 }
 
 async function check(backends: readonly FirewallBackend[], config: Config): Promise<Outcome> {
@@ -397,7 +173,7 @@ async function check(backends: readonly FirewallBackend[], config: Config): Prom
   let plan: FirewallPlan | null = null;
   try {
     plan = await planned(config);
-    const { backend } = chosen(backends, plan);
+    const { backend } = await chosen(backends, plan);
     if (tool("ip") === null && plan.mode === "tproxy") wrong.push("there is no ip here; run: apt-get install iproute2");
     wrong.push(...findings(config, plan, await upstreamAddresses(config)));
     if (wrong.length === 0) return said(`${backend}: nothing is missing\n`);

@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { parseConfig } from "../../src/config/parse.ts";
-import { differences } from "../../src/control/firewall.ts";
+import { differences } from "../../src/control/firewall-kernel.ts";
 import { iptablesRules, ownTables, transition } from "../../src/control/firewall-iptables.ts";
 import { nftRules } from "../../src/control/firewall-nft.ts";
 import { type FirewallPlan, firewallPlan } from "../../src/control/firewall-plan.ts";
