@@ -3,6 +3,7 @@
  * takes a Config or a part of it; nothing else reads a file, an environment variable or a flag.
  */
 import type { AccessSettings, PortRange } from "../policy/access.ts";
+import type { Cause, Trust } from "../policy/cause.ts";
 import type { Affinity, EgressAddress } from "../policy/egress.ts";
 import type { Network } from "../policy/network.ts";
 import type { Credentials } from "../protocol/handshake.ts";
@@ -133,6 +134,12 @@ export interface Config {
   };
   /** Greeting, authentication and request in one write. */
   readonly pipelined: boolean;
+  /** What a client learns of a connection that failed. */
+  readonly connect: {
+    readonly trust: Trust;
+    /** Where the upstream's answer, or its absence, says nothing. */
+    readonly unknownAs: Exclude<Cause, "unknown" | "not-allowed">;
+  };
   /** What "transplice firewall" makes rules of. */
   readonly firewall: FirewallConfig;
   readonly log: {

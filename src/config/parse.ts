@@ -469,6 +469,7 @@ function assembled(values: Values, egress: EgressConfig | null): Config {
       pipeBytes: values["limits.pipe_size"],
     },
     pipelined: values["upstream.pipelined"],
+    connect: { trust: values["connect.trust"], unknownAs: values["connect.unknown_as"] },
     firewall: {
       backend: values["firewall.backend"],
       manage: values["firewall.manage"],
@@ -520,7 +521,7 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
     );
   }
   if (upstream === null) {
-    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "firewall.manage"] as const) {
+    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "connect.trust", "connect.unknown_as", "firewall.manage"] as const) {
       if (file.has(key)) {
         warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
       }

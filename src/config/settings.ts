@@ -5,6 +5,7 @@
  * A new key is one row here and one line in parse.ts where Config is put together.
  */
 import type { PortRange } from "../policy/access.ts";
+import { CAUSES, PRESETS, type Trust } from "../policy/cause.ts";
 import type { EgressAddress } from "../policy/egress.ts";
 import type { Network } from "../policy/network.ts";
 import type { ListenAddress, Upstream } from "./config.ts";
@@ -52,7 +53,7 @@ interface Enumeration extends Described {
 }
 
 interface Plain extends Described {
-  readonly kind: "string" | "boolean" | "listen" | "url" | "rate" | "ip" | "iface" | "word" | "account";
+  readonly kind: "string" | "boolean" | "listen" | "url" | "trust" | "rate" | "ip" | "iface" | "word" | "account";
 }
 
 /** What an array may hold. */
@@ -261,6 +262,20 @@ export const SETTINGS = {
     description:
       "Send greeting, authentication and request at once, where the upstream is known to allow it.",
     example: "true",
+  },
+  "connect.trust": {
+    kind: "trust",
+    default: '"standard"',
+    description:
+      "Which of the upstream's answers say what became of the connection: those that the named program means, or, of the standard's, those with these causes. Others are `unknown`.",
+    example: '"dante"',
+  },
+  "connect.unknown_as": {
+    kind: "enum",
+    values: ["host-unreachable", "net-unreachable", "refused", "timeout"],
+    default: '"host-unreachable"',
+    description: "What a client is told when the upstream failed, or nothing is known of the destination.",
+    example: '"refused"',
   },
   "incoming.port": {
     kind: "integer",
@@ -659,6 +674,7 @@ type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer
         boolean: boolean;
         listen: readonly ListenAddress[];
         url: Upstream;
+        trust: Trust;
         rate: number;
         ip: string;
         iface: string | null;
@@ -719,6 +735,8 @@ export function allowedText(setting: Setting): string {
       return `${LISTEN_ALLOWED}; or an array of these`;
     case "url":
       return UPSTREAM_ALLOWED;
+    case "trust":
+      return `${alternatives(Object.keys(PRESETS).map((name) => `"${name}"`))}; or an array of ${alternatives(CAUSES.slice(1).map((cause) => `"${cause}"`))}`;
     case "rate":
       return 'a number of connections per second, minute or hour, such as "100/s" or "600/m", from "1/h" to "1000000/s"';
     case "ip":

@@ -2,6 +2,7 @@
  * A value of the file as the row in settings.ts wants it, or what is wrong with it.
  */
 import type { AST } from "toml-eslint-parser";
+import { type Cause, CAUSES, PRESETS, type Trust, trustOnly } from "../policy/cause.ts";
 import type { ListenAddress } from "./config.ts";
 import { isAccount, ITEM_READERS, readHost } from "./items.ts";
 import { parseListen } from "./listen.ts";
@@ -67,6 +68,8 @@ export function read(setting: Setting, node: AST.TOMLContentNode, report: Report
       return text.includes("\0") ? fail(", which holds a NUL character") : text;
     case "url":
       return text === null ? fail() : (parseUpstream(text, report) ?? undefined);
+    case "trust":
+      return readTrust(setting, node, report);
     case "listen":
       return readListen(setting, node, report);
     case "rate": {
@@ -89,6 +92,27 @@ export function read(setting: Setting, node: AST.TOMLContentNode, report: Report
     case "list":
       return readList(setting, node, report);
   }
+}
+
+function readTrust(setting: Setting, node: AST.TOMLContentNode, report: Report): Trust | undefined {
+  const fail = (item: AST.TOMLContentNode, known: readonly string[]): undefined => {
+    const near = nearest(stringOf(item) ?? "", known);
+    const hint = near === null ? "" : ` (did you mean "${near}"?)`;
+    report(`found ${foundText(item)}${hint}; allowed: ${allowedText(setting)}`, item.loc.start.line);
+    return undefined;
+  };
+  if (node.type !== "TOMLArray") {
+    const text = stringOf(node);
+    const known = Object.entries<Trust>(PRESETS).find(([name]) => name === text);
+    return known?.[1] ?? fail(node, Object.keys(PRESETS));
+  }
+  const causes: Cause[] = [];
+  for (const element of node.elements) {
+    const cause = CAUSES.find((name) => name === stringOf(element) && name !== "unknown");
+    if (cause === undefined) return fail(element, CAUSES.slice(1));
+    causes.push(cause);
+  }
+  return trustOnly(causes);
 }
 
 /** As the kernel's dev_valid_name. */

@@ -7,6 +7,7 @@ import { randomBytes } from "node:crypto";
 import { textOf } from "../config/endpoint.ts";
 import { KINDS, type Reason, REASONS } from "../engine/ending.ts";
 import { type JournalRecord, STARTED } from "../engine/journal.ts";
+import { CAUSES } from "../policy/cause.ts";
 import { errnoText } from "./listeners.ts";
 import type { Field, Log } from "./log.ts";
 
@@ -73,6 +74,7 @@ export class AccessLog {
       rx_bytes: record.bytesDown,
       reason,
     });
+    if (record.cause !== 0) fields["cause"] = CAUSES[record.cause]!;
     const error = errorText(reason, record);
     if (error !== null) fields["error"] = error;
     if (reason === "loop" && !this.#isFirst(record.wallMs)) {

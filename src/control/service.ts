@@ -317,7 +317,7 @@ export class Service {
   }
 
   #settings(): Settings {
-    const { timeouts, tcp, limits, mode, mark, pipelined } = this.#config;
+    const { timeouts, tcp, limits, mode, mark, pipelined, connect } = this.#config;
     const upstream = this.#config.upstream ?? DIRECT;
     return {
       transparent: this.#config.upstream !== null,
@@ -328,7 +328,9 @@ export class Service {
         addresses: this.#resolver?.addresses.map(({ bytes }) => bytes) ?? [],
         credentials: upstream.kind === "direct" ? null : upstream.credentials,
         pipelined,
+        trust: connect.trust,
       },
+      unknownAs: connect.unknownAs,
       mark,
       whenFull: limits.whenFull,
       dialMs: timeouts.dialMs,

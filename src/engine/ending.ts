@@ -2,8 +2,12 @@
  * Why a tunnel ended: once, for one reason, as one value. The log line and the metric are
  * functions of it. The list is closed, and is what an operator reads in the log.
  */
+import { type Cause, CAUSES } from "../policy/cause.ts";
+
 export interface Ending {
   readonly reason: Reason;
+  /** What is known of the destination: what connect() would have said. */
+  readonly cause: Cause;
   /** errno, or the SOCKS reply, or the HTTP status; 0 where there is none. */
   readonly detail: number;
   /** In our words, where a number does not say it. */
@@ -62,8 +66,11 @@ const NUMBERS = new Map(REASONS.map((reason, number) => [reason, number]));
 export const reasonNumber = (reason: Reason): number => NUMBERS.get(reason)!;
 
 /** Ended so often that it is made only once. */
-export const FINISHED: Ending = Object.freeze({ reason: "finished", detail: 0, text: "" });
+export const FINISHED: Ending = Object.freeze({ reason: "finished", cause: "unknown", detail: 0, text: "" });
 
-export function ending(reason: Reason, detail = 0, text = ""): Ending {
-  return { reason, detail, text };
+export function ending(reason: Reason, detail = 0, text = "", cause: Cause = "unknown"): Ending {
+  return { reason, cause, detail, text };
 }
+
+/** In the journal. */
+export const causeNumber = (cause: Cause): number => CAUSES.indexOf(cause);

@@ -18,7 +18,7 @@ import {
 } from "./counters.ts";
 import { Egress } from "./egress.ts";
 import { EgressCounters } from "./egress-counters.ts";
-import { type Ending, KINDS, reasonNumber } from "./ending.ts";
+import { causeNumber, type Ending, KINDS, reasonNumber } from "./ending.ts";
 import { ENDED, Journal } from "./journal.ts";
 import { Ledger } from "./ledger.ts";
 import { checked, type Limits } from "./limits.ts";
@@ -282,8 +282,8 @@ export class Engine {
   ): void {
     if (!this.settings.journalAll && (kind !== ENDED || !isNews(why))) return;
     const written = this.#journal.write(
-      kind, reasonNumber(why.reason), why.detail, id, this.#incarnation, this.#wallClock(),
-      this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, version, why.text,
+      kind, reasonNumber(why.reason), causeNumber(why.cause), why.detail, id, this.#incarnation,
+      this.#wallClock(), this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, version, why.text,
       name, user,
     );
     if (!written) this.counters[JOURNAL_DROPPED]!++;

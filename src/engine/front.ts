@@ -436,7 +436,7 @@ export class SocksFront {
   #forbid({ rule }: Verdict): Outcome {
     const slot = this.#egress.ruleSlot(rule);
     if (slot !== undefined) this.#engine.exits.denied(slot);
-    return this.#deny(NOT_ALLOWED, ending("denied", 0, rule));
+    return this.#deny(NOT_ALLOWED, ending("denied", 0, rule, "not-allowed"));
   }
 
   #deny(code: number, why: Ending): Outcome {

@@ -14,6 +14,7 @@ export const ENDED = 2;
 export interface JournalRecord {
   kind: number;
   reason: number;
+  cause: number;
   detail: number;
   /** Unique in the process for the life of a worker's incarnation. */
   id: number;
@@ -68,7 +69,7 @@ export class Journal {
     this.#bytes = new Uint8Array(shared);
     this.#records = (shared.byteLength - HEADER_BYTES) / RECORD_BYTES;
     this.#record = {
-      kind: 0, reason: 0, detail: 0, id: 0, incarnation: 0, wallMs: 0, durationMs: 0,
+      kind: 0, reason: 0, cause: 0, detail: 0, id: 0, incarnation: 0, wallMs: 0, durationMs: 0,
       bytesUp: 0, bytesDown: 0, addresses: new Uint8Array(ADDRESSES_BYTES), version: 0, text: "",
       name: "", user: "",
     };
@@ -76,7 +77,7 @@ export class Journal {
 
   /** Writer. False if the ring is full: the record is lost, and the caller counts it. */
   write(
-    kind: number, reason: number, detail: number, id: number, incarnation: number,
+    kind: number, reason: number, cause: number, detail: number, id: number, incarnation: number,
     wallMs: number, durationMs: number, bytesUp: number, bytesDown: number,
     addresses: Memory, at: number, version: number, text: string, name: string, user: string,
   ): boolean {
@@ -97,6 +98,7 @@ export class Journal {
       view.setUint32(start + ADDRESSES + i, addresses.view.getUint32(at + i, true), true);
     }
     view.setUint8(start + 2, version);
+    view.setUint8(start + 3, cause);
     let to = start + TEXT;
     to = this.#writeText(text, to, to + TEXT_MAX);
     to = this.#writeText(name, to, start + TEXT_END - 1);
@@ -140,6 +142,7 @@ export class Journal {
       this.#bytes.subarray(start + ADDRESSES, start + ADDRESSES + ADDRESSES_BYTES),
     );
     record.version = view.getUint8(start + 2);
+    record.cause = view.getUint8(start + 3);
     let from = start + TEXT;
     record.text = this.#readText(from);
     from += 1 + this.#bytes[from]!;

@@ -4,6 +4,7 @@
  */
 import { SOCKADDR_SIZE } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
+import { type Cause, PRESETS, type Trust } from "../policy/cause.ts";
 import type { Own } from "../policy/own.ts";
 import type { EgressSettings } from "./egress.ts";
 import type { Credentials, Destination, Handshake } from "../protocol/handshake.ts";
@@ -23,7 +24,10 @@ export interface Settings {
     readonly addresses: readonly Uint8Array[];
     readonly credentials: Credentials | null;
     readonly pipelined: boolean;
+    readonly trust: Trust;
   };
+  /** What a client is told where the cause is unknown. */
+  readonly unknownAs: Cause;
   readonly mark: number | null;
   readonly whenFull: "wait" | "reset";
   readonly dialMs: number;
@@ -47,6 +51,8 @@ export interface Address {
 export class Upstream {
   readonly kind: "direct" | "socks5" | "http";
   readonly addresses: readonly Address[];
+  /** What its answers say of the destination. */
+  readonly trust: Trust;
   readonly #credentials: Credentials | null;
   readonly #pipelined: boolean;
   /** The address that answered last: the next dial begins with it. */
@@ -54,6 +60,7 @@ export class Upstream {
 
   constructor(settings: Settings["upstream"], sys: Syscalls) {
     this.kind = settings.kind;
+    this.trust = settings.trust;
     this.#credentials = settings.credentials;
     this.#pipelined = settings.pipelined;
     this.addresses = settings.addresses.map((bytes) => {
@@ -81,7 +88,7 @@ export class Upstream {
 
 /** No upstream at all. */
 export const DIRECT: Settings["upstream"] = {
-  kind: "direct", addresses: [], credentials: null, pipelined: false,
+  kind: "direct", addresses: [], credentials: null, pipelined: false, trust: PRESETS.nothing,
 };
 
 /** Family, port and address are the same; flow label and scope do not count. */

@@ -20,6 +20,7 @@ import {
   SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
+import { causeOfErrno, causeOfReply, causeOfStatus, type Trust } from "../policy/cause.ts";
 import { isMapped, portOf } from "../policy/own.ts";
 import type { Failure, Handshake } from "../protocol/handshake.ts";
 import { assert } from "./assert.ts";
@@ -611,7 +612,10 @@ export class Session implements Task, Waiter, FrontHost {
       this.#wait(engine.nowMs + this.#attemptMs());
       return this.#dial();
     }
-    this.#end(errno === ETIMEDOUT ? ending("dial-timeout", errno) : ending("dial-failed", errno));
+    const reason = errno === ETIMEDOUT ? "dial-timeout" : "dial-failed";
+    // Of an upstream that cannot be reached nobody knows what it would have said.
+    const cause = this.#upstream.kind === "direct" ? causeOfErrno(errno) : "unknown";
+    this.#end(ending(reason, errno, "", cause));
   }
 
   /** Silence may be the egress address's fault; a refusal is the destination's, a shortage ours. */
@@ -635,7 +639,8 @@ export class Session implements Task, Waiter, FrontHost {
     this.#closeRacers();
     const worst = shortage ? errno : this.#dialErrno;
     const why = isShortage(worst) ? ending("resources", worst)
-      : worst === ETIMEDOUT ? ending("dest-timeout") : ending("dest-failed", worst);
+      : worst === ETIMEDOUT ? ending("dest-timeout", 0, "", "timeout")
+        : ending("dest-failed", worst, "", causeOfErrno(worst));
     if (!front.reply(worst, null, 0)) return this.#end(why);
     this.#refuse(why);
   }
@@ -701,7 +706,7 @@ export class Session implements Task, Waiter, FrontHost {
           if (start < end && !this.#preload(into, start, end)) return;
           return this.#startRelay();
         case "fail":
-          return this.#end(failed(step.failure));
+          return this.#end(failed(step.failure, this.#upstream.trust));
       }
     }
   }
@@ -1071,7 +1076,7 @@ function unmap(bytes: Uint8Array, at: number): void {
   bytes.copyWithin(at + 4, at + 20, at + 24);
 }
 
-function failed(failure: Failure): Ending {
+function failed(failure: Failure, trust: Trust): Ending {
   switch (failure.code) {
     case "malformed":
       return ending("upstream-malformed", 0, failure.detail);
@@ -1082,8 +1087,8 @@ function failed(failure: Failure): Ending {
     case "auth-refused":
       return ending("upstream-auth");
     case "refused":
-      return ending("upstream-refused", failure.reply);
+      return ending("upstream-refused", failure.reply, "", causeOfReply(trust, failure.reply));
     case "status":
-      return ending("upstream-status", failure.status);
+      return ending("upstream-status", failure.status, "", causeOfStatus(trust, failure.status, 0));
   }
 }

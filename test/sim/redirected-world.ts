@@ -8,6 +8,7 @@ import assert from "node:assert/strict";
 import {
   AF_INET6, EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC,
 } from "../../native-bindings/constants.ts";
+import { PRESETS } from "../../src/policy/cause.ts";
 import type { Settings } from "../../src/engine/route.ts";
 import type { Role } from "../../src/engine/session.ts";
 import { Application, drawConversation, type Login, ProxyFront, type Script } from "./peers.ts";
@@ -65,8 +66,9 @@ export class RedirectedWorld extends World {
       mode: random.chance(0.2) ? "tproxy" : "redirect",
       upstream: {
         kind, credentials: this.#login, pipelined: random.chance(0.5),
-        addresses: addresses.map(sockaddr),
+        addresses: addresses.map(sockaddr), trust: PRESETS.standard,
       },
+      unknownAs: "host-unreachable",
       mark: random.pick([null, 7]),
       whenFull,
       ...PATIENCE,

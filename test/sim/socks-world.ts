@@ -170,6 +170,7 @@ export class SocksWorld extends World {
       egress: this.#egress,
       mode: "redirect",
       upstream: DIRECT,
+      unknownAs: "host-unreachable",
       mark: null,
       whenFull: calm ? "wait" : random.pick(["wait", "reset"]),
       ...PATIENCE,

@@ -9,6 +9,7 @@ import type { Config, Upstream } from "../../src/config/config.ts";
 import { loadConfig } from "../../src/config/file.ts";
 import { type Override, type Parsed, parseConfig } from "../../src/config/parse.ts";
 import { nearest, problemText, quoted } from "../../src/config/problem.ts";
+import { PRESETS } from "../../src/policy/cause.ts";
 import { SETTING_KEYS, SETTINGS, type Setting } from "../../src/config/settings.ts";
 import { parseUpstream } from "../../src/config/upstream.ts";
 
@@ -52,12 +53,20 @@ test("the smallest file has all defaults", () => {
     tcp: { keepaliveIdleMs: 180_000, keepaliveIntervalMs: 30_000, keepaliveProbes: 4, userTimeoutMs: 300_000 },
     limits: { whenFull: "wait", pipes: null, pipeBytes: 1_048_576 },
     pipelined: false,
+    connect: { trust: PRESETS.standard, unknownAs: "host-unreachable" },
     firewall: {
       backend: "auto", manage: false, onFailure: "open", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
       excludeUsers: [], excludeCgroups: [], serviceUser: "transplice", tproxyMark: 0x1082, tproxyTable: 1082,
     },
     log: { filename: null, level: "info", format: "plain" },
   });
+});
+
+test("the upstream's answers are believed as its program is known, or by name of what is believed", () => {
+  const trust = (text: string) => good(`${URL_LINE}[connect]\ntrust = ${text}`).connect.trust;
+  for (const [name, table] of Object.entries(PRESETS)) assert.deepEqual(trust(`"${name}"`), table);
+  assert.deepEqual(trust('["refused", "timeout"]'), { replies: { 5: "refused", 6: "timeout" }, statuses: { 504: "timeout" }, errnos: ["refused", "timeout"] });
+  assert.deepEqual(trust("[]"), PRESETS.nothing);
 });
 
 test("a transocks.toml means what it meant", () => {
@@ -126,6 +135,8 @@ test("Go's wildcards are one dual-stack socket", () => {
 });
 
 const LISTEN = '"IP:PORT", "[IPv6]:PORT", "localhost:PORT", or ":PORT" for all addresses; ports from 1 to 65535';
+const TRUST =
+  '"standard", "nothing", "transplice", "dante", "microsocks", "usocksd", "3proxy", "gost", "squid" or "tinyproxy"; or an array of "refused", "host-unreachable", "net-unreachable", "not-allowed" or "timeout"';
 const DIAL = 'a duration such as "10s" or "1m30s" (h, m, s, ms), from 10ms to 1h';
 
 /** What stands after proxy_url in line 1, and what is said about it. */
@@ -143,6 +154,10 @@ const BAD: readonly [string, ...string[]][] = [
   ["limits.pipes = -1", "t.toml:2: limits.pipes: found -1; allowed: an integer from 0 to 1000000"],
   ["mode = 1979-05-27", 't.toml:2: mode: found a date or time; allowed: "redirect" or "tproxy"'],
   ['mode = ["redirect"]', 't.toml:2: mode: found an array; allowed: "redirect" or "tproxy"'],
+  ['connect.trust = "squit"', `t.toml:2: connect.trust: found "squit" (did you mean "squid"?); allowed: ${TRUST}`],
+  ["connect.trust = 5", `t.toml:2: connect.trust: found 5; allowed: ${TRUST}`],
+  ['connect.trust = [\n"refused",\n"dante"]', `t.toml:4: connect.trust: found "dante"; allowed: ${TRUST}`],
+  ['connect.trust = ["unknown"]', `t.toml:2: connect.trust: found "unknown"; allowed: ${TRUST}`],
   ["upstream.pipelined = 1", "t.toml:2: upstream.pipelined: found 1; allowed: true or false"],
   ['upstream.pipelined = "true"', 't.toml:2: upstream.pipelined: found "true", a string; true and false stand without quotes; allowed: true or false'],
   ["log.filename = true", "t.toml:2: log.filename: found true; allowed: a string"],
@@ -195,7 +210,7 @@ const BAD: readonly [string, ...string[]][] = [
   // Tables where they do not belong, and none where one does.
   ["[timeout]\nidle = 1\ndial = 2", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
   ["[[timeout]]\n[[timeout]]\n[Timeout]", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
-  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [incoming], [outgoing], [firewall], [log], [users], [[rules]]"],
+  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [connect], [incoming], [outgoing], [firewall], [log], [users], [[rules]]"],
   ["[log.level]", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["[log.level.x]\ny = 1", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["mode.x = 1", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],
