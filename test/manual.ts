@@ -6,7 +6,7 @@
 import type { Command as Program } from "commander";
 import { describe, SIGNALS, SYNOPSIS } from "../src/cli.ts";
 import {
-  allowedText, keysOf, RULE_SETTINGS, type Setting, SETTINGS, TABLES, USER_SETTING,
+  allowedText, keysOf, RELAY_SETTINGS, RULE_SETTINGS, type Setting, SETTINGS, TABLES, USER_SETTING,
 } from "../src/config/settings.ts";
 
 /** What the tables are about. One that is not here stands without a word. */
@@ -21,6 +21,7 @@ const ABOUT: Readonly<Record<string, string>> = {
   firewall: "What the command firewall, and the process where it manages the rules, make rules of.",
   log: "The log.",
   users: "Who may use the SOCKS server. As soon as there is one user, nobody is served without a login.",
+  relays: "Further listeners, each with an upstream of its own.",
   rules: "Who may go where, by the SOCKS server. The first rule decides all of whose criteria fit.",
 };
 
@@ -73,8 +74,10 @@ export function settingsManual(): string {
       keysOf(table).map((name) => key(name.slice(table === "" ? 0 : table.length + 1), SETTINGS[name])),
     ));
   const rules = Object.entries(RULE_SETTINGS).map(([name, setting]) => key(name, setting));
+  const relays = Object.entries(RELAY_SETTINGS).map(([name, setting]) => key(name, setting));
   return [
     ...tables, section("[users]", ABOUT["users"], [key("NAME", USER_SETTING)]), section("[[rules]]", ABOUT["rules"], rules),
+    section("[[relays]]", ABOUT["relays"], relays),
   ].join("\n");
 }
 

@@ -26,7 +26,7 @@ export interface ListenAddress extends SocketAddress {
 export type Upstream =
   | { readonly kind: "direct" }
   | {
-      readonly kind: "socks5" | "http";
+      readonly kind: "socks5" | "socks4" | "http";
       /** An IP address without brackets, or a name. */
       readonly host: string;
       readonly port: number;
@@ -34,6 +34,12 @@ export type Upstream =
       /** Without credentials: for logs. */
       readonly text: string;
     };
+
+/** A transparent proxy of its own beside the first, by other listeners to another upstream. */
+export interface Relay {
+  readonly listen: readonly ListenAddress[];
+  readonly upstream: Upstream;
+}
 
 /** What [incoming], [outgoing], [users] and [[rules]] come to. */
 export interface EgressConfig {
@@ -96,6 +102,8 @@ export interface Config {
   readonly listen: readonly ListenAddress[];
   /** null: no transparent proxy. */
   readonly upstream: Upstream | null;
+  /** [[relays]]. */
+  readonly relays: readonly Relay[];
   /** null: no SOCKS server. */
   readonly egress: EgressConfig | null;
   readonly mode: "redirect" | "tproxy";

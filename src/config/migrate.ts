@@ -163,19 +163,20 @@ function* flat(
 function rewritten(text: string, name: string, options: RedsocksOptions): string {
   const read = parseRedsocks(text, name, options);
   if ("problems" in read) throw new Error("read once, and not again");
-  return writtenOut(read.lines).text;
+  return writtenOut(read).text;
 }
 
 /** What a valid file has wrong, besides its warnings. */
 function faults(config: Config, as: ProgramName): string[] {
   const found: string[] = [];
-  const { upstream, listen, egress } = config;
-  if (upstream !== null && upstream.kind !== "direct") {
-    if (upstream.credentials !== null) {
-      found.push("proxy_url: the upstream's password stands here in clear text; let nobody else read this file (chmod 600)");
-    }
-    found.push(...upstreamFaults(upstream.host, config.mark));
+  const { relays, egress } = config;
+  const listen = [...config.listen, ...relays.flatMap((relay) => relay.listen)];
+  const upstreams = [config.upstream, ...relays.map((relay) => relay.upstream)];
+  const proxies = upstreams.flatMap((upstream) => (upstream === null || upstream.kind === "direct" ? [] : [upstream]));
+  if (proxies.some(({ credentials }) => credentials !== null)) {
+    found.push("proxy_url: the upstream's password stands here in clear text; let nobody else read this file (chmod 600)");
   }
+  found.push(...new Set(proxies.flatMap(({ host }) => upstreamFaults(host, config.mark))));
   if (listen.length > 0 && listen.every(({ text, dualStack }) => !text.startsWith("[") && !dualStack)) {
     found.push(`listen: there is no IPv6 listener: what ip6tables redirects is refused, or goes around the proxy where nothing redirects it; add one, such as "${ipv6Beside(listen[0]!.text)}"`);
   }

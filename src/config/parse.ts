@@ -6,16 +6,19 @@
  * case.
  */
 import { type AST, ParseError, parseTOML } from "toml-eslint-parser";
-import type { Config, EgressConfig, ListenAddress, Upstream } from "./config.ts";
+import type { Config, EgressConfig, ListenAddress, Relay, Upstream } from "./config.ts";
 import { assembledEgress, clash, egressListeners, egressWarnings, isLoopback } from "./egress.ts";
 import { rangeOf, socketAddress } from "./endpoint.ts";
 import { alternatives, nearest, type Problem } from "./problem.ts";
-import { RuleList } from "./rules.ts";
+import { relaysOf } from "./relays.ts";
+import { rulesOf } from "./rules.ts";
 import {
   allowedText,
   isSettingKey,
   keysOf,
   OTHER_TABLES,
+  RELAY_SETTINGS,
+  RULE_SETTINGS,
   SETTING_KEYS,
   SETTINGS,
   type Setting,
@@ -23,6 +26,7 @@ import {
   TABLES,
   type Values,
 } from "./settings.ts";
+import { TableList } from "./table-list.ts";
 import { folded, foundText, keyText, namesOf, tomlValue } from "./toml.ts";
 import { UserTable } from "./users.ts";
 import { read } from "./value.ts";
@@ -64,16 +68,17 @@ export function parseConfig(
     ...readOverrides(overrides, problems),
   };
   const users = file.users.users();
-  const rules = file.rules.rules(file.users.names);
+  const rules = rulesOf(file.rules, file.users.names, file.report);
+  const relays = relaysOf(file.relays);
   file.requireRole();
-  crossCheck(values, file, problems);
+  crossCheck(values, relays, file, problems);
   problems.sort(
     (a, b) => (a.line ?? Number.POSITIVE_INFINITY) - (b.line ?? Number.POSITIVE_INFINITY),
   );
   if (problems.length > 0) return frozen({ problems });
   const sound = values as Values;
   const egress = file.hasEgress ? assembledEgress(sound, users, rules, file.has("proxy_url")) : null;
-  const config = assembled(sound, egress);
+  const config = assembled(sound, relays, egress);
   return frozen({ config, warnings: warningsOf(config, sound, file) });
 }
 
@@ -109,13 +114,16 @@ class File {
   /** Those that are there, as keys or as headers. */
   readonly #tables = new Set<string>();
   readonly users: UserTable;
-  readonly rules: RuleList;
+  readonly rules: TableList;
+  readonly relays: TableList;
+  readonly report = (line: number | null, key: string, message: string): void => this.#problem(line, key, message);
 
   constructor(name: string, problems: Problem[]) {
     this.#name = name;
     this.#problems = problems;
-    this.users = new UserTable((line, key, message) => this.#problem(line, key, message));
-    this.rules = new RuleList((line, key, message) => this.#problem(line, key, message));
+    this.users = new UserTable(this.report);
+    this.rules = new TableList("rules", RULE_SETTINGS, this.report);
+    this.relays = new TableList("relays", RELAY_SETTINGS, this.report);
   }
 
   /** [timeouts] and what stands under it. */
@@ -201,6 +209,9 @@ class File {
 
   /** A file asks for a transparent proxy, for an egress, or for both. */
   requireRole(): void {
+    if (this.relays.line !== null && this.hasEgress && !this.has("proxy_url")) {
+      this.#problem(this.relays.line, "relays", "[[relays]] stands beside proxy_url, the first upstream, and there is none");
+    }
     if (this.hasEgress) return;
     if (!this.has("proxy_url")) {
       this.#problem(
@@ -227,18 +238,20 @@ class File {
   }
 
   /** A problem, or a warning, with a key that need not stand in the file. */
-  about(key: SettingKey | "users" | "rules", message: string): Problem {
-    const line = key === "users" || key === "rules" ? this[key].line : this.lineOf(key);
+  about(key: SettingKey | "users" | "rules" | "relays", message: string, at: number | null = null): Problem {
+    const line = at ?? (key === "users" || key === "rules" || key === "relays" ? this[key].line : this.lineOf(key));
     return { place: this.#name, line, column: null, key, message };
   }
 
   /** Who reads what is no table of settings, or null. */
-  #otherTable(path: readonly string[]): UserTable | RuleList | null {
+  #otherTable(path: readonly string[]): UserTable | TableList | null {
     switch (folded(path.slice(0, 1))) {
       case "users":
         return this.users;
       case "rules":
         return this.rules;
+      case "relays":
+        return this.relays;
       default:
         return null;
     }
@@ -379,23 +392,35 @@ const DEFAULTS: Readonly<Partial<Record<SettingKey, unknown>>> = Object.fromEntr
 /** What is wrong only in company. A value that is itself wrong is undefined and was reported. */
 function crossCheck(
   values: Partial<Record<SettingKey, unknown>>,
+  relays: readonly Relay[],
   file: File,
   problems: Problem[],
 ): void {
-  const listen = file.has("proxy_url") ? (values.listen as readonly ListenAddress[] | undefined) : [];
-  const upstream = values.proxy_url as Upstream | undefined | null;
-  const own =
-    listen === undefined || !upstream || upstream.kind === "direct"
-      ? undefined
-      : listen.find((address) => leadsTo(upstream, address));
-  if (own !== undefined && upstream && upstream.kind !== "direct") {
+  const first = file.has("proxy_url") ? (values.listen as readonly ListenAddress[] | undefined) : [];
+  const listen = [...(first ?? []), ...relays.flatMap((relay) => relay.listen)];
+  const upstreams = [
+    { upstream: values.proxy_url as Upstream | undefined | null, key: "proxy_url" as const, line: null },
+    ...relays.map(({ upstream }, i) => ({ upstream, key: "relays" as const, line: file.relays.entries[i]!.line })),
+  ];
+  for (const { upstream, key, line } of upstreams) {
+    if (!upstream || upstream.kind === "direct") continue;
+    const own = listen.find((address) => leadsTo(upstream, address));
+    if (own === undefined) continue;
     problems.push(
       file.about(
-        "proxy_url",
+        key,
         `${upstream.text} is transplice's own address (listen has ${own.text}); the upstream must be another program`,
+        line,
       ),
     );
   }
+  relays.forEach((relay, i) => {
+    const found = clash(relay.listen, [...(first ?? []), ...relays.slice(0, i).flatMap((other) => other.listen)]);
+    if (found === null) return;
+    problems.push(
+      file.about("relays", `${found.one} cannot be listened on beside ${found.other}; another port is needed`, file.relays.entries[i]!.line),
+    );
+  });
   if (values.mark != null && values.mark === values["firewall.tproxy_mark"]) {
     problems.push(
       file.about(
@@ -411,8 +436,8 @@ function crossCheck(
   if (!file.hasEgress) return;
   const egress = egressListeners(values as Partial<Values>, file.has("proxy_url"));
   const pairs = [
-    ["incoming.port", egress.listen, "listen", listen ?? []],
-    ["incoming.metrics_port", egress.metrics, "listen", listen ?? []],
+    ["incoming.port", egress.listen, "listen", listen],
+    ["incoming.metrics_port", egress.metrics, "listen", listen],
     ["incoming.metrics_port", egress.metrics, "incoming.port", egress.listen],
   ] as const;
   for (const [key, some, other, others] of pairs) {
@@ -437,10 +462,11 @@ function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: Listen
   });
 }
 
-function assembled(values: Values, egress: EgressConfig | null): Config {
+function assembled(values: Values, relays: readonly Relay[], egress: EgressConfig | null): Config {
   return {
     listen: values.proxy_url === null ? [] : values.listen,
     upstream: values.proxy_url,
+    relays,
     egress,
     mode: values.mode,
     workers: values.workers,

@@ -33,7 +33,7 @@ export function parseAs(
     const flags = parseConfig('proxy_url = "direct:"', name, overrides);
     return Object.freeze({ problems: [...read.problems, ...("problems" in flags ? flags.problems : [])] });
   }
-  const written = writtenOut(read.lines);
+  const written = writtenOut(read);
   const parsed = parseConfig(written.text, name, overrides);
   const placed = (problem: Problem): Problem =>
     problem.line === null ? problem : Object.freeze({ ...problem, line: written.from[problem.line - 1] ?? null });

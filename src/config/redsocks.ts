@@ -24,8 +24,23 @@ export interface Line {
   readonly note: string | null;
 }
 
+/** A section that has an upstream of its own: one of our [[relays]]. */
+export interface RelayLines {
+  /** As `listen`, in TOML. */
+  readonly listen: string;
+  /** As `proxy_url`. */
+  readonly upstream: string;
+  readonly from: number;
+  readonly notes: readonly string[];
+}
+
 export type Redsocks =
-  | { readonly lines: readonly Line[]; readonly daemon: boolean; readonly warnings: readonly Problem[] }
+  | {
+      readonly lines: readonly Line[];
+      readonly relays: readonly RelayLines[];
+      readonly daemon: boolean;
+      readonly warnings: readonly Problem[];
+    }
   | { readonly problems: readonly Problem[] };
 
 export interface RedsocksOptions {
@@ -87,7 +102,9 @@ const LOGIN_BYTES_MAX = 255;
 const TIMEOUT_SECONDS_MAX = 3600;
 
 /** The lines as a file: those of the top first, then each table's. `from`: each line's origin. */
-export function writtenOut(lines: readonly Line[]): { text: string; from: readonly (number | null)[] } {
+export function writtenOut(
+  { lines, relays }: { readonly lines: readonly Line[]; readonly relays: readonly RelayLines[] },
+): { text: string; from: readonly (number | null)[] } {
   const text: string[] = [];
   const from: (number | null)[] = [];
   const put = (line: string, origin: number | null): void => {
@@ -104,6 +121,13 @@ export function writtenOut(lines: readonly Line[]): { text: string; from: readon
       if (line.note !== null) put(`# ${line.note}`, line.from);
       put(`${line.key.slice(table === "" ? 0 : table.length + 1)} = ${line.toml}`, line.from);
     }
+  }
+  for (const { listen, upstream, from: origin, notes } of relays) {
+    put("", null);
+    put("[[relays]]", origin);
+    for (const note of notes) put(`# ${note}`, origin);
+    put(`listen = ${listen}`, origin);
+    put(`proxy_url = ${tomlString(upstream)}`, origin);
   }
   return { text: `${text.join("\n")}\n`, from };
 }
@@ -163,6 +187,7 @@ class Reader {
   readonly #problems: Problem[] = [];
   readonly #warnings: Problem[] = [];
   readonly #lines: Line[] = [];
+  readonly #relays: RelayLines[] = [];
 
   constructor(name: string, { ignoreUnsupported }: RedsocksOptions) {
     this.#name = name;
@@ -184,13 +209,13 @@ class Reader {
     if (instances.length === 0) {
       this.#problem(null, "redsocks", "is missing; without a redsocks { } nothing is relayed");
     }
-    this.#listen(instances);
-    this.#upstream(instances);
+    this.#twice(instances);
+    this.#upstreams(instances);
     const daemon = base !== undefined && this.#base(base);
     for (const list of [this.#problems, this.#warnings]) list.sort((a, b) => (a.line ?? Infinity) - (b.line ?? Infinity));
     return this.#problems.length > 0
       ? { problems: this.#problems }
-      : { lines: this.#lines, daemon, warnings: this.#warnings };
+      : { lines: this.#lines, relays: this.#relays, daemon, warnings: this.#warnings };
   }
 
   #problem(line: number | null, key: string | null, message: string): void {
@@ -353,21 +378,25 @@ class Reader {
       }
       case "direct":
         return "direct:";
-      case "socks4":
-        this.#problem(line, "type", "socks4 is not spoken to an upstream; allowed: socks5 or http-connect, of which most proxies speak one");
-        return null;
+      case "socks4": {
+        const place = this.#relayOf(keys);
+        const login = keys.word("login") ?? "";
+        if (keys.has("password")) this.#warn(keys.lineOf("password"), "password", "is not sent: SOCKS4 has a user and no password");
+        if (place === null) return null;
+        return `socks4://${login === "" ? "" : `${percentEncoded(login)}@`}${endpointText(place.host, place.port)}`;
+      }
       case "http-relay":
-        this.#problem(line, "type", "http-relay is not supported: it sends requests by what they say of their host, not to where they go (CVE-2009-0801); allowed: socks5 or http-connect");
+        this.#problem(line, "type", "http-relay is not supported: it sends requests by what they say of their host, not to where they go (CVE-2009-0801); allowed: socks4, socks5 or http-connect");
         return null;
       case "https-connect":
       case "shadowsocks":
-        this.#problem(line, "type", `${type} is not spoken to an upstream; allowed: socks5, http-connect or direct`);
+        this.#problem(line, "type", `${type} is not spoken to an upstream; allowed: socks4, socks5, http-connect or direct`);
         return null;
       case undefined:
-        this.#problem(line, "type", "is missing; allowed: socks5 or http-connect (or redsocks2's direct)");
+        this.#problem(line, "type", "is missing; allowed: socks4, socks5 or http-connect (or redsocks2's direct)");
         return null;
       default:
-        this.#problem(line, "type", `found ${quoted(type)}; allowed: socks5, http-connect or direct`);
+        this.#problem(line, "type", `found ${quoted(type)}; allowed: socks4, socks5, http-connect or direct`);
         return null;
     }
   }
@@ -426,7 +455,7 @@ class Reader {
     return `${percentEncoded(login)}:${percentEncoded(password)}@`;
   }
 
-  #listen(instances: readonly Instance[]): void {
+  #twice(instances: readonly Instance[]): void {
     const seen = new Map<string, number>();
     for (const { listen, line } of instances) {
       if (listen === null) continue;
@@ -434,35 +463,35 @@ class Reader {
       if (other !== undefined) this.#problem(line, "local_port", `${listen} is listened on twice, by the section in line ${other} and by this one`);
       seen.set(listen, line);
     }
-    if (seen.size === 0) return;
-    const all = [...seen.keys()].map((text) => tomlString(text));
-    const wild = [...seen.keys()].some((text) => text.startsWith("0.0.0.0:"));
-    this.#say(
-      "listen", all.length === 1 ? all[0]! : `[${all.join(", ")}]`, instances[0]!.line,
-      wild ? "0.0.0.0 is all addresses of both families; for redsocks it was IPv4 alone" : null,
-    );
   }
 
-  #upstream(instances: readonly Instance[]): void {
-    const [first, ...others] = instances.filter(({ upstream }) => upstream !== null);
-    if (first === undefined) return;
-    for (const other of others) {
-      if (other.upstream === first.upstream) continue;
-      this.#problem(
-        other.line, "redsocks",
-        `has another upstream, or another login, than the section in line ${first.line}; one process has one upstream: split the file, and run one process for each`,
-      );
+  /** Those of one upstream are one proxy; the first is that of the top of our file. */
+  #upstreams(instances: readonly Instance[]): void {
+    const groups = new Map<string, Instance[]>();
+    for (const instance of instances) {
+      if (instance.upstream === null) continue;
+      groups.set(instance.upstream, [...(groups.get(instance.upstream) ?? []), instance]);
     }
-    const notes: string[] = [];
-    if (first.upstream!.startsWith("http:")) {
-      notes.push("CONNECT in HTTP/1.1, with Host");
-      if (first.keys.has("login")) notes.push("the login is sent at once and as Basic, not after a 407, and never as Digest");
+    let isFirst = true;
+    for (const [upstream, group] of groups) {
+      const texts = group.flatMap(({ listen }) => (listen === null ? [] : [listen]));
+      const listen = texts.length === 1 ? tomlString(texts[0]!) : `[${texts.map(tomlString).join(", ")}]`;
+      const wild = texts.some((text) => text.startsWith("0.0.0.0:"))
+        ? "0.0.0.0 is all addresses of both families; for redsocks it was IPv4 alone" : null;
+      const notes = upstreamNotes(upstream, group[0]!.keys);
+      if (!isFirst) {
+        if (texts.length > 0) this.#relays.push({ listen, upstream, from: group[0]!.line, notes: [...(wild === null ? [] : [wild]), ...notes] });
+        continue;
+      }
+      isFirst = false;
+      if (texts.length > 0) this.#say("listen", listen, group[0]!.line, wild);
+      this.#say("proxy_url", tomlString(upstream), group[0]!.keys.lineOf("type"), notes.length > 0 ? notes.join("; ") : null);
+      this.#ofAll(instances, group[0]!);
     }
-    const host = first.keys.has("relay") ? placeOf(first.keys.word("relay")!)?.host : first.keys.word("ip");
-    if (first.upstream !== "direct:" && host !== undefined && rangeOf(host) === null) {
-      notes.push("the name is looked up as time goes by, all of its addresses; redsocks took one, once");
-    }
-    this.#say("proxy_url", tomlString(first.upstream!), first.keys.lineOf("type"), notes.length > 0 ? notes.join("; ") : null);
+  }
+
+  /** What redsocks had for each section and we have for all. */
+  #ofAll(instances: readonly Instance[], first: Instance): void {
     const timeouts = instances.map(({ keys }) => keys.number("timeout")).filter((seconds) => seconds !== undefined);
     const seconds = Math.max(0, ...timeouts);
     if (seconds > TIMEOUT_SECONDS_MAX) {
@@ -557,6 +586,20 @@ class Reader {
       else this.#problem(base.lineOf(key), key, `found ${quoted(value)}; allowed: the name or number of a ${key}`);
     }
   }
+}
+
+/** What is not quite the same of an upstream. */
+function upstreamNotes(upstream: string, keys: Keys): string[] {
+  const notes: string[] = [];
+  if (upstream.startsWith("http:")) {
+    notes.push("CONNECT in HTTP/1.1, with Host");
+    if (keys.has("login")) notes.push("the login is sent at once and as Basic, not after a 407, and never as Digest");
+  }
+  const host = keys.has("relay") ? placeOf(keys.word("relay")!)?.host : keys.word("ip");
+  if (upstream !== "direct:" && host !== undefined && rangeOf(host) === null) {
+    notes.push("the name is looked up as time goes by, all of its addresses; redsocks took one, once");
+  }
+  return notes;
 }
 
 function percentEncoded(text: string): string {

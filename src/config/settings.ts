@@ -688,8 +688,27 @@ type ValuesOf<T extends Readonly<Record<string, Setting>>> = {
   readonly [K in keyof T]: Read<T[K]> | (T[K] extends { default: null } ? null : never);
 };
 
+/** The keys of each [[relays]]. */
+export const RELAY_SETTINGS = {
+  listen: {
+    kind: "listen",
+    default: null,
+    otherwise: "required",
+    description: "Where connections arrive that go by this upstream instead of the first; as `listen`.",
+    example: '"localhost:1082"',
+  },
+  proxy_url: {
+    kind: "url",
+    default: null,
+    otherwise: "required",
+    description: "Their upstream; as `proxy_url`. All other settings hold for all.",
+    example: '"http://10.20.30.41:3128"',
+  },
+} as const satisfies Record<string, Setting>;
+
 export type Values = ValuesOf<typeof SETTINGS>;
 export type RuleValues = ValuesOf<typeof RULE_SETTINGS>;
+export type RelayValues = ValuesOf<typeof RELAY_SETTINGS>;
 
 const ROWS: ReadonlyMap<string, Setting> = new Map(Object.entries(SETTINGS));
 
@@ -709,6 +728,7 @@ export const TABLES: ReadonlySet<string> = new Set(
 export const OTHER_TABLES: ReadonlyMap<string, string> = new Map([
   ["users", "[users]"],
   ["rules", "[[rules]]"],
+  ["relays", "[[relays]]"],
 ]);
 
 /** The keys that stand directly in a table; "" is the top level. */
@@ -786,6 +806,7 @@ export function settingsMarkdown(): string {
     ...SETTING_KEYS.map((key) => row(key, SETTINGS[key])),
     row("users.NAME", USER_SETTING),
     ...Object.entries(RULE_SETTINGS).map(([key, setting]) => row(`[[rules]] ${key}`, setting)),
+    ...Object.entries(RELAY_SETTINGS).map(([key, setting]) => row(`[[relays]] ${key}`, setting)),
   ];
   return lines
     .map((cells) => `| ${cells.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`)

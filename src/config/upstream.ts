@@ -11,7 +11,7 @@ import { endpointText, parsePort, rangeOf } from "./endpoint.ts";
 import { alternatives, quoted } from "./problem.ts";
 
 export const UPSTREAM_ALLOWED =
-  "socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT or direct:";
+  "socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT, socks4://[USER@]HOST:PORT or direct:";
 
 /** RFC 1929 has one byte for each length. */
 const SOCKS5_BYTES_MAX = 255;
@@ -32,7 +32,7 @@ export function parseUpstream(text: string, report: (message: string) => void): 
     report("direct: connects to the destination itself and takes nothing after the colon");
     return null;
   }
-  if (scheme !== "socks5" && scheme !== "http") {
+  if (scheme !== "socks5" && scheme !== "socks4" && scheme !== "http") {
     const said = rest.startsWith("//")
       ? `${scheme}:// is not supported`
       : "found no scheme that is supported";
@@ -47,7 +47,7 @@ export function parseUpstream(text: string, report: (message: string) => void): 
 }
 
 function parseAuthority(
-  kind: "socks5" | "http",
+  kind: "socks5" | "socks4" | "http",
   text: string,
   report: (message: string) => void,
 ): Upstream | null {
@@ -75,7 +75,7 @@ function parseAuthority(
 }
 
 function parseCredentials(
-  kind: "socks5" | "http",
+  kind: "socks5" | "socks4" | "http",
   text: string,
   fail: (message: string) => null,
 ): Credentials | null {
@@ -91,8 +91,10 @@ function parseCredentials(
       "in the password a % is not followed by two hexadecimal digits; a % itself is written %25",
     );
   if (user === null || password === null) return null;
-  const bytesMax = kind === "socks5" ? SOCKS5_BYTES_MAX : HTTP_BYTES_MAX;
-  const bytesMin = kind === "socks5" ? 1 : 0;
+  const bytesMax = kind === "http" ? HTTP_BYTES_MAX : SOCKS5_BYTES_MAX;
+  const bytesMin = kind === "http" ? 0 : 1;
+  if (kind === "socks4" && colon !== -1) return fail("socks4 has a user and no password; allowed: socks4://[USER@]HOST:PORT");
+  if (kind === "socks4" && user.includes(0)) return fail("the user name holds a NUL, which ends it in SOCKS4");
   if (user.length < bytesMin || user.length > bytesMax) {
     fail(`the user name has ${user.length} bytes; allowed: ${bytesMin} to ${bytesMax}`);
   }

@@ -10,7 +10,7 @@
 import { lookup } from "node:dns/promises";
 import { existsSync, readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
-import type { Config } from "../config/config.ts";
+import type { Config, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { iptablesRules, ownTables, transition } from "./firewall-iptables.ts";
 import { apply, compared, isAnyRouted, isRouted, type Listing, nftLines, NONE, present, removeAll, tableLines } from "./firewall-kernel.ts";
@@ -77,8 +77,13 @@ export async function planned(config: Config, known: readonly string[] | null = 
   return result.plan;
 }
 
-async function upstreamAddresses({ upstream }: Config): Promise<string[]> {
-  if (upstream === null || upstream.kind === "direct") return [];
+async function upstreamAddresses({ upstream, relays }: Config): Promise<string[]> {
+  const upstreams = [...(upstream === null ? [] : [upstream]), ...relays.map((relay) => relay.upstream)];
+  return [...new Set((await Promise.all(upstreams.map(addressesOf))).flat())];
+}
+
+async function addressesOf(upstream: Upstream): Promise<string[]> {
+  if (upstream.kind === "direct") return [];
   if (socketAddress(upstream.host, upstream.port) !== null) return [upstream.host.replace(/%.*/, "")];
   try {
     return (await lookup(upstream.host, { all: true })).map(({ address }) => address);

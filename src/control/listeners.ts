@@ -223,9 +223,10 @@ function allOfIpv4(address: ListenAddress): ListenAddress {
 const keyOf = (address: ListenAddress, role: Role): string =>
   `${role} ${address.text} ${address.dualStack}`;
 
-function wantedBy({ listen, egress }: Config): { address: ListenAddress; role: Role }[] {
+function wantedBy({ listen, relays, egress }: Config): { address: ListenAddress; role: Role }[] {
   return [
-    ...listen.map((address) => ({ address, role: "transparent" as const })),
+    ...[...listen, ...relays.flatMap((relay) => relay.listen)]
+      .map((address) => ({ address, role: "transparent" as const })),
     ...(egress?.listen ?? []).map((address) => ({ address, role: "socks" as const })),
   ];
 }

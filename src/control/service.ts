@@ -12,7 +12,7 @@ import {
   AF_INET,
 } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
-import type { Config, ListenAddress, Upstream } from "../config/config.ts";
+import type { Config, ListenAddress } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
@@ -22,11 +22,11 @@ import { EgressControl, exitText } from "./egress.ts";
 import { Fleet, WORKERS_MAX } from "./fleet.ts";
 import { errnoText, Listeners } from "./listeners.ts";
 import type { Log } from "./log.ts";
-import { Resolver } from "./resolver.ts";
 
 import { SocksMetrics } from "./socks-metrics.ts";
 import type { ServiceManager } from "./systemd.ts";
 import { type Inherited, startSuccessor } from "./upgrade.ts";
+import { Upstreams } from "./upstreams.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
@@ -38,8 +38,6 @@ const FDS_PER_WORKER = 6;
 const INTERFACES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
 const CUT_MS = 2000;
-/** Without a transparent proxy there is no upstream to follow. */
-const DIRECT: Upstream = { kind: "direct" };
 
 export class Service {
   readonly #sys: Syscalls;
@@ -47,11 +45,11 @@ export class Service {
   readonly #manager: ServiceManager;
   readonly #listeners: Listeners;
   readonly #fleet: Fleet;
+  readonly #upstreams: Upstreams;
   readonly #egress: EgressControl;
   readonly #metrics: SocksMetrics;
   readonly #nofile: number;
   #config: Config;
-  #resolver: Resolver | null = null;
   #local: readonly Uint8Array[] = [];
   #limits: Limits = DEFAULTS;
   #tunnelsMax = 0;
@@ -77,14 +75,11 @@ export class Service {
       onRecord: (record, worker) => accessLog.write(record, worker),
       onQuestion: (question) => this.#egress.answer(question),
     });
-    this.#egress = new EgressControl({
-      sys,
-      log,
-      counters: this.#fleet.exits,
-      onChange: () => {
-        if (this.#fleet.size > 0) this.#fleet.configure(this.#settings());
-      },
-    });
+    const onChange = (): void => {
+      if (this.#fleet.size > 0) this.#fleet.configure(this.#settings());
+    };
+    this.#upstreams = new Upstreams({ log, onChange });
+    this.#egress = new EgressControl({ sys, log, counters: this.#fleet.exits, onChange });
     this.#metrics = new SocksMetrics(
       {
         socks: () => this.#fleet.socks,
@@ -116,7 +111,7 @@ export class Service {
     // The process before still has its port: see below.
     const wrong = inherited === null ? await this.#metrics.listen(metrics) : [];
     if (wrong.length > 0) return wrong;
-    await this.#follow(config);
+    await this.#upstreams.follow(config);
     const plan = budget(this.#nofile, openFds() + workers * FDS_PER_WORKER, this.#pipesOf(config));
     if (plan === null) return [this.#tooFewFds(workers)];
     this.#limits = {
@@ -204,7 +199,7 @@ export class Service {
         return [`mode: setsockopt IP_TRANSPARENT: ${errnoText(-result)}; it needs CAP_NET_ADMIN`];
       }
     }
-    await this.#follow(config);
+    await this.#upstreams.follow(config);
     if (this.#stopping) return [];
     // While the old settings hold: what stands in the backlog of an egress that goes would find none,
     // and what was redirected to a proxy that goes would be led past its upstream.
@@ -238,7 +233,7 @@ export class Service {
   async stop(successor = false): Promise<void> {
     this.#stopping = true;
     if (!successor) this.#manager.stopping(`waiting for ${this.#fleet.tunnels} connections to end`);
-    this.#resolver?.close();
+    this.#upstreams.close();
     void this.#metrics.close();
     await this.#fleet.unlisten(this.#listeners.open.flatMap(({ fds }) => fds));
     for (const listening of this.#listeners.open) this.#listeners.close(listening);
@@ -279,7 +274,7 @@ export class Service {
     const failures = this.#fleet.dialFailures;
     if (failures !== this.#dialFailures) {
       this.#dialFailures = failures;
-      void this.#resolver?.refresh();
+      this.#upstreams.refresh();
     }
     if (this.#ticks % INTERFACES_TICKS !== 0 || this.#stopping) return;
     const local = localAddresses();
@@ -288,48 +283,13 @@ export class Service {
     this.#fleet.configure(this.#settings());
   }
 
-  /** Follows the upstream's name from now on; resolves when its addresses are known, or late. */
-  async #follow(config: Config): Promise<void> {
-    const upstream = config.upstream ?? DIRECT;
-    const old = this.#config.upstream ?? DIRECT;
-    const same =
-      upstream.kind !== "direct" &&
-      old.kind !== "direct" &&
-      upstream.host === old.host &&
-      upstream.port === old.port;
-    if (this.#resolver !== null && same) return;
-    let resolver: Resolver | null = null;
-    if (upstream.kind !== "direct") {
-      const { host, port } = upstream;
-      resolver = new Resolver({
-        host,
-        port,
-        log: this.#log,
-        onChange: () => {
-          if (this.#resolver === resolver && this.#fleet.size > 0)
-            this.#fleet.configure(this.#settings());
-        },
-      });
-      await resolver.start();
-    }
-    this.#resolver?.close();
-    this.#resolver = resolver;
-  }
-
   #settings(): Settings {
-    const { timeouts, tcp, limits, mode, mark, pipelined, connect } = this.#config;
-    const upstream = this.#config.upstream ?? DIRECT;
+    const { timeouts, tcp, limits, mode, mark, connect } = this.#config;
     return {
       transparent: this.#config.upstream !== null,
       egress: this.#egress.settings(),
       mode,
-      upstream: {
-        kind: upstream.kind,
-        addresses: this.#resolver?.addresses.map(({ bytes }) => bytes) ?? [],
-        credentials: upstream.kind === "direct" ? null : upstream.credentials,
-        pipelined,
-        trust: connect.trust,
-      },
+      ...this.#upstreams.settings(this.#config, this.#listeners.open),
       unknownAs: connect.unknownAs,
       mark,
       whenFull: limits.whenFull,
@@ -393,11 +353,11 @@ export class Service {
 }
 
 /** For the log: what it does. */
-function describe({ upstream, mode, egress }: Config): Record<string, string> {
+function describe({ upstream, relays, mode, egress }: Config): Record<string, string> {
   return {
     ...(upstream === null
       ? {}
-      : { mode, upstream: upstream.kind === "direct" ? "direct" : upstream.text }),
+      : { mode, upstream: [upstream, ...relays.map((relay) => relay.upstream)].map((each) => each.kind === "direct" ? "direct" : each.text).join(" ") }),
     ...(egress === null ? {} : { egress: egress.addresses.map(exitText).join(" ") || (egress.iface ?? "any") }),
   };
 }

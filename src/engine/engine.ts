@@ -29,7 +29,7 @@ import { Outgoing } from "./outgoing.ts";
 import { Buffers, Pipes } from "./pools.ts";
 import { type Quota, Quotas } from "./quota.ts";
 import { Racers } from "./racers.ts";
-import { DIRECT, type Settings, Upstream } from "./route.ts";
+import { DIRECT, type Settings, Upstream, type UpstreamSettings } from "./route.ts";
 import { type Role, ROW_BYTES, ROW_QUOTAS, Session } from "./session.ts";
 import { SocksCounters } from "./socks-counters.ts";
 import { Timeouts, type Waiter } from "./timeouts.ts";
@@ -118,6 +118,8 @@ export class Engine {
   readonly worker: number;
   settings: Settings;
   upstream: Upstream;
+  /** By listening socket, where it leads elsewhere. */
+  readonly #relays = new Map<number, Upstream>();
   /** Of sessions that have none. */
   readonly direct: Upstream;
   /** By which redirected connections are dialled: with the mark, and no address of its own. */
@@ -171,6 +173,7 @@ export class Engine {
     this.settings = options.settings;
     this.upstream = new Upstream(options.settings.upstream, sys);
     this.own = new OwnAddresses(options.settings.own);
+    this.#configureRelays();
     this.#configureOutgoing();
   }
 
@@ -192,13 +195,34 @@ export class Engine {
 
   /** For new tunnels; those that exist keep what they were begun with. */
   configure(settings: Settings): void {
-    const { preferred } = this.upstream;
     this.settings = settings;
-    this.upstream = new Upstream(settings.upstream, this.sys);
-    this.upstream.preferred = Math.min(preferred, Math.max(0, this.upstream.addresses.length - 1));
+    this.upstream = this.#upstreamLike(this.upstream, settings.upstream);
+    this.#configureRelays();
     this.own = new OwnAddresses(settings.own);
     this.#configureOutgoing();
     this.resumeAccepting();
+  }
+
+  /** Whoever comes in by this listening socket goes on by that one. */
+  upstreamOf(fd: number, role: Role): Upstream {
+    if (role === "socks") return this.direct;
+    return this.#relays.size === 0 ? this.upstream : (this.#relays.get(fd) ?? this.upstream);
+  }
+
+  #configureRelays(): void {
+    const before = new Map(this.#relays);
+    this.#relays.clear();
+    for (const { fds, upstream } of this.settings.relays) {
+      const made = this.#upstreamLike(before.get(fds[0]!), upstream);
+      for (const fd of fds) this.#relays.set(fd, made);
+    }
+  }
+
+  /** The next dial begins where the last one got through. */
+  #upstreamLike(before: Upstream | undefined, settings: UpstreamSettings): Upstream {
+    const made = new Upstream(settings, this.sys);
+    made.preferred = Math.min(before?.preferred ?? 0, Math.max(0, made.addresses.length - 1));
+    return made;
   }
 
   get transparent(): boolean {
@@ -351,11 +375,12 @@ export class Engine {
     return session;
   }
 
-  begin(session: Session, fd: number, role: Role): void {
+  /** `listener`: by which listening socket it came. */
+  begin(session: Session, fd: number, listener: number, role: Role): void {
     const taken = this.#idle.pop();
     assert(taken === session, "the spare session is the one that was offered");
     this.counters[ACCEPTED]!++;
-    session.begin(fd, role);
+    session.begin(fd, role, this.upstreamOf(listener, role));
   }
 }
 
@@ -417,7 +442,7 @@ class Listener implements Source, Task, Waiter {
         return false;
       }
       const fd = sys.accept4(this.#fd, rows, session.row, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (fd >= 0) engine.begin(session, fd, this.#role);
+      if (fd >= 0) engine.begin(session, fd, this.#fd, this.#role);
       else {
         engine.leave();
         if (fd === -EAGAIN) this.#readable = false;

@@ -2,14 +2,24 @@
  * Where new tunnels are dialled, and how they are kept: what the engine needs of a configuration,
  * as main sends it to a worker (plain data) and as the worker keeps it (ready for the kernel).
  */
-import { SOCKADDR_SIZE } from "../../native-bindings/constants.ts";
+import { AF_INET, SOCKADDR_SIZE } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { type Cause, PRESETS, type Trust } from "../policy/cause.ts";
 import type { Own } from "../policy/own.ts";
 import type { EgressSettings } from "./egress.ts";
 import type { Credentials, Destination, Handshake } from "../protocol/handshake.ts";
 import { HttpConnect } from "../protocol/http-connect.ts";
+import { Socks4Client } from "../protocol/socks4-client.ts";
 import { Socks5Client } from "../protocol/socks5-client.ts";
+
+export interface UpstreamSettings {
+  readonly kind: "direct" | "socks5" | "socks4" | "http";
+  /** Sockaddrs of 16 or 28 bytes, in the order in which they are to be tried. */
+  readonly addresses: readonly Uint8Array[];
+  readonly credentials: Credentials | null;
+  readonly pipelined: boolean;
+  readonly trust: Trust;
+}
 
 /** Crosses threads: data only. */
 export interface Settings {
@@ -18,16 +28,11 @@ export interface Settings {
   readonly mode: "redirect" | "tproxy";
   /** null: there is no SOCKS server. */
   readonly egress: EgressSettings | null;
-  readonly upstream: {
-    readonly kind: "direct" | "socks5" | "http";
-    /** Sockaddrs of 16 or 28 bytes, in the order in which they are to be tried. */
-    readonly addresses: readonly Uint8Array[];
-    readonly credentials: Credentials | null;
-    readonly pipelined: boolean;
-    readonly trust: Trust;
-  };
+  readonly upstream: UpstreamSettings;
   /** What a client is told where the cause is unknown. */
   readonly unknownAs: Cause;
+  /** Listening sockets that lead to another upstream than `upstream`. */
+  readonly relays: readonly { readonly fds: readonly number[]; readonly upstream: UpstreamSettings }[];
   readonly mark: number | null;
   readonly whenFull: "wait" | "reset";
   readonly dialMs: number;
@@ -49,7 +54,7 @@ export interface Address {
 }
 
 export class Upstream {
-  readonly kind: "direct" | "socks5" | "http";
+  readonly kind: UpstreamSettings["kind"];
   readonly addresses: readonly Address[];
   /** What its answers say of the destination. */
   readonly trust: Trust;
@@ -58,7 +63,7 @@ export class Upstream {
   /** The address that answered last: the next dial begins with it. */
   preferred = 0;
 
-  constructor(settings: Settings["upstream"], sys: Syscalls) {
+  constructor(settings: UpstreamSettings, sys: Syscalls) {
     this.kind = settings.kind;
     this.trust = settings.trust;
     this.#credentials = settings.credentials;
@@ -72,9 +77,19 @@ export class Upstream {
 
   /** Not for "direct", which has no handshake. */
   handshake(destination: Destination): Handshake {
-    return this.kind === "http"
-      ? new HttpConnect(destination, this.#credentials)
-      : new Socks5Client(destination, this.#credentials, this.#pipelined);
+    switch (this.kind) {
+      case "http":
+        return new HttpConnect(destination, this.#credentials);
+      case "socks4":
+        return new Socks4Client(destination, this.#credentials);
+      default:
+        return new Socks5Client(destination, this.#credentials, this.#pipelined);
+    }
+  }
+
+  /** Its protocol has room for an address of this family. */
+  carries(family: number): boolean {
+    return this.kind !== "socks4" || family === AF_INET;
   }
 
   /** The sockaddr is that of the upstream itself: nobody asks a proxy for the proxy. */
@@ -87,7 +102,7 @@ export class Upstream {
 }
 
 /** No upstream at all. */
-export const DIRECT: Settings["upstream"] = {
+export const DIRECT: UpstreamSettings = {
   kind: "direct", addresses: [], credentials: null, pipelined: false, trust: PRESETS.nothing,
 };
 

@@ -82,6 +82,8 @@ const OUTSIDE_MS = 2000;
 const RACE_MS = 250;
 /** Tried beside the first, at once. */
 const RACERS_MOST = 3;
+/** What SOCKS5 would reply: RFC 1928 section 6. */
+const ADDRESS_TYPE_NOT_SUPPORTED = 8;
 /** Main has its own deadline for a name; this is for the way there and back. */
 const ANSWER_MS = 1000;
 const NO_RACERS: Racer[] = [];
@@ -170,14 +172,14 @@ export class Session implements Task, Waiter, FrontHost {
   }
 
   /** A connection was accepted; its peer's sockaddr stands in the row. */
-  begin(fd: number, role: Role): void {
+  begin(fd: number, role: Role, upstream: Upstream): void {
     const engine = this.#engine;
     this.#enter(FRONT);
     this.#id = engine.nextId();
     this.#startedMs = engine.nowMs;
     this.#settings = engine.settings;
     this.#fronted = role === "socks";
-    this.#upstream = this.#fronted ? engine.direct : engine.upstream;
+    this.#upstream = upstream;
     this.#attempt = 0;
     this.#dialErrno = 0;
     this.#firstAddress = this.#upstream.preferred;
@@ -401,7 +403,8 @@ export class Session implements Task, Waiter, FrontHost {
     const ours = this.#upstream.isItself(bytes, destination)
       ? own.isLocal(bytes, client) && loops.comesBack(bytes, client, bytes, destination, nowMs)
       : loops.leads(bytes, client, bytes, destination) && own.isLocal(bytes, client);
-    return ours ? ending("loop") : null;
+    if (ours) return ending("loop");
+    return this.#upstream.carries(bytes[destination]!) ? null : ending("upstream-refused", ADDRESS_TYPE_NOT_SUPPORTED);
   }
 
   /** SO_ORIGINAL_DST by the family of the connection, not of the listener: it may be dual-stack. */

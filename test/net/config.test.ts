@@ -78,12 +78,12 @@ scenario("what does not start says why, and exits as documented", async (stage) 
     "valid.toml",
     'listen = "127.0.0.1:1081"\nproxy_url = "socks5://192.0.2.2:1080"\n',
   );
-  const wrong = file("wrong.toml", 'proxy_url = "socks4://192.0.2.2:1080"\n');
+  const wrong = file("wrong.toml", 'proxy_url = "socks4a://192.0.2.2:1080"\n');
   const cases: [args: string[], status: number, says: RegExp][] = [
     [["-f", `${DIRECTORY}/missing.toml`], 1, /missing\.toml/],
     [["check", `${DIRECTORY}/missing.toml`], 1, /missing\.toml/],
-    [["-f", wrong], 1, /socks4/],
-    [["check", wrong], 1, /socks4/],
+    [["-f", wrong], 1, /socks4a/],
+    [["check", wrong], 1, /socks4a/],
     [["check", valid], 0, /^/],
     [["--check", valid], 2, /--check/],
     [["-f"], 2, /-f/],

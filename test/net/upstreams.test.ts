@@ -22,6 +22,7 @@ import {
 } from "./proxies.ts";
 import { type Host, PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
+import type { Upstream } from "./upstream.ts";
 import { assertReset, curl, visit, webServer } from "./web.ts";
 
 const PORT = 3128;
@@ -474,4 +475,49 @@ scenario("ssh runs a command and carries a file", async (stage) => {
   assert.equal(status, 0, output);
   host.run("cmp", [`${files}/large`, `${files}/copy`]);
   assert.ok(upstream.requests.length > 0);
+});
+
+scenario("[[relays]]: each listener leads to its own upstream, and HUP to another", async (stage) => {
+  const upstreams = [1080, 3128, 4145].map((port, i) =>
+    stage.upstream({ protocol: i === 1 ? "http" : "socks5", echoes: true }, PROXY[4], port));
+  const [first, second, third] = upstreams as [Upstream, Upstream, Upstream];
+  const ways = [["198.51.100.20", 1081], ["198.51.100.21", 1082]] as const;
+  for (const [to, port] of ways) stage.intercept({ mode: "redirect", from: "local", port, destinations: [`${to}/32`] });
+  const settings = (relays: Upstream) => ({
+    listen: "127.0.0.1:1081", proxy_url: first.url(), relays: [{ listen: "127.0.0.1:1082", proxy_url: relays.url() }], workers: 2,
+  });
+  const relay = await stage.relay(settings(second));
+  const asked = async (): Promise<number[]> => {
+    for (const upstream of upstreams) upstream.requests.length = 0;
+    // More than there are workers, so that each has some.
+    for (let i = 0; i < 8; i++) {
+      for (const [to] of ways) {
+        const client = await connect(stage.net.relay, to, 80);
+        client.write("ping");
+        assert.equal(String(await client.read(4)), "ping");
+        client.finish();
+      }
+    }
+    return upstreams.map(({ requests }) => requests.length);
+  };
+  assert.deepEqual(await asked(), [8, 8, 0]);
+  assert.ok(first.requests.every(({ host }) => host === "198.51.100.20"));
+  assert.ok(second.requests.every(({ host }) => host === "198.51.100.21"));
+  relay.configure(settings(third));
+  await relay.reload();
+  assert.deepEqual(await asked(), [8, 0, 8]);
+});
+
+scenario("socks4: Dante is asked as a SOCKS4 client asks, and IPv6 is refused at once", async (stage) => {
+  webServers(stage);
+  await start(stage, dante, null);
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const relay = await stage.relay({ listen: LISTEN, proxy_url: `socks4://somebody@${PROXY[4]}:${PORT}` });
+  assert.equal((await visit(stage.net.relay, `http://${text(SERVER[4], 80)}/`)).peer, PROXY[4]);
+  assertReset(await curl(stage.net.relay, `http://${text(SERVER[4], 81)}/`));
+  assert.equal((await relay.ended(text(SERVER[4], 81))).reason, "upstream-refused");
+  assertReset(await curl(stage.net.relay, `http://${text(SERVER[6], 80)}/`));
+  const ended = await relay.ended(text(SERVER[6], 80));
+  assert.equal(ended.reason, "upstream-refused");
+  assert.match(String(ended["error"]), /address type/i);
 });

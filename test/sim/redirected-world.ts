@@ -69,6 +69,7 @@ export class RedirectedWorld extends World {
         addresses: addresses.map(sockaddr), trust: PRESETS.standard,
       },
       unknownAs: "host-unreachable",
+      relays: [],
       mark: random.pick([null, 7]),
       whenFull,
       ...PATIENCE,
@@ -269,7 +270,7 @@ export class RedirectedWorld extends World {
 
   #acceptProxied(listener: Tcp): void {
     const { kind, pipelined } = this.settings.upstream;
-    assert(kind !== "direct");
+    assert(kind === "socks5" || kind === "http");
     const options = {
       protocol: kind, login: this.#login, pipelined, failureChance: this.#proxyFailureChance,
     };

@@ -171,6 +171,7 @@ export class SocksWorld extends World {
       mode: "redirect",
       upstream: DIRECT,
       unknownAs: "host-unreachable",
+      relays: [],
       mark: null,
       whenFull: calm ? "wait" : random.pick(["wait", "reset"]),
       ...PATIENCE,

@@ -42,6 +42,7 @@ test("the smallest file has all defaults", () => {
   const { listen: _, ...rest } = config;
   assert.deepEqual(rest, {
     upstream: { kind: "socks5", host: "10.20.30.40", port: 1080, credentials: null, text: "socks5://10.20.30.40:1080" },
+    relays: [],
     egress: null,
     mode: "redirect",
     workers: null,
@@ -210,7 +211,7 @@ const BAD: readonly [string, ...string[]][] = [
   // Tables where they do not belong, and none where one does.
   ["[timeout]\nidle = 1\ndial = 2", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
   ["[[timeout]]\n[[timeout]]\n[Timeout]", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
-  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [connect], [incoming], [outgoing], [firewall], [log], [users], [[rules]]"],
+  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [connect], [incoming], [outgoing], [firewall], [log], [users], [[rules]], [[relays]]"],
   ["[log.level]", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["[log.level.x]\ny = 1", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["mode.x = 1", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],
@@ -240,8 +241,32 @@ test("proxy_url must be there", () => {
     't.toml: proxy_url: is missing; for example: proxy_url = "socks5://user:password@10.20.30.40:1080"; or, for a SOCKS server instead of a transparent proxy: [incoming]',
   ]);
   assert.deepEqual(problemsOf(parseConfig("[proxy_url]\nx = 1", "t.toml")), [
-    "t.toml:1: proxy_url: found a table; allowed: socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT or direct:",
+    "t.toml:1: proxy_url: found a table; allowed: socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT, socks4://[USER@]HOST:PORT or direct:",
   ]);
+});
+
+test("[[relays]]: further listeners, each with its upstream", () => {
+  const config = good(`listen = "127.0.0.1:1"
+${URL_LINE}[[relays]]
+listen = "127.0.0.1:2"
+proxy_url = "http://10.0.0.2:3128"
+[[relays]]
+listen = ["127.0.0.1:3", "[::1]:3"]
+proxy_url = "socks4://u@10.0.0.3:1080"`);
+  assert.deepEqual(
+    config.relays.map(({ listen, upstream: to }) => [listen.map(({ text }) => text), to.kind === "direct" ? "" : to.text]),
+    [[["127.0.0.1:2"], "http://10.0.0.2:3128"], [["127.0.0.1:3", "[::1]:3"], "socks4://10.0.0.3:1080"]],
+  );
+  const cases: [string, string][] = [
+    ["[[relays]]", 't.toml:2: relays: listen and proxy_url missing; for example: listen = "localhost:1082" and proxy_url = "http://10.20.30.41:3128"'],
+    ["[relays]\nlisten = 1", "t.toml:2: relays: found one table, [relays]; allowed: an array of tables, [[relays]]"],
+    ['[[relays]]\nlisten = "127.0.0.1:1081"\nproxy_url = "http://h:1"', "t.toml:2: relays: 127.0.0.1:1081 cannot be listened on beside 127.0.0.1:1081; another port is needed"],
+    ['[[relays]]\nlisten = "127.0.0.1:9"\nproxy_url = "http://127.0.0.1:1081"', "t.toml:2: relays: http://127.0.0.1:1081 is transplice's own address (listen has 127.0.0.1:1081); the upstream must be another program"],
+    ['[[relays]]\nlisten = "127.0.0.1:9"\nproxyurl = "http://h:1"', "t.toml:4: relays.proxyurl: is not a setting; did you mean proxy_url?"],
+  ];
+  for (const [text, expected] of cases) assert.ok(bad(text).includes(expected), `${text}: ${bad(text).join("\n")}`);
+  const alone = parseConfig('[incoming]\n[[relays]]\nlisten = ":9"\nproxy_url = "http://h:1"', "t.toml");
+  assert.deepEqual(problemsOf(alone), ["t.toml:2: relays: [[relays]] stands beside proxy_url, the first upstream, and there is none"]);
 });
 
 test("flags win over the file and are judged with it", () => {
@@ -291,6 +316,8 @@ test("proxy_url", () => {
   assert.deepEqual(userOf("socks5://u%3as:%00%ff@h:1"), ["u:s", "\0\xff"]);
   assert.deepEqual(userOf("http://us@er:a:b@h:1"), ["us@er", "a:b"]);
   assert.deepEqual(userOf("http://:p@h:1"), ["", "p"]);
+  assert.deepEqual(userOf("socks4://us%40er@h:1"), ["us@er", ""]);
+  assert.equal(userOf("socks4://h:1"), null);
   assert.deepEqual(userOf("socks5://é:ü@h:1"), ["\xc3\xa9", "\xc3\xbc"]);
   assert.deepEqual(userOf(`socks5://${"u".repeat(255)}:${"p".repeat(255)}@h:1`)?.map((s) => s.length), [255, 255]);
   const hosts: [string, string][] = [
@@ -303,13 +330,15 @@ test("proxy_url", () => {
   }
 });
 
-const ALLOWED = "socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT or direct:";
+const ALLOWED = "socks5://[USER[:PASSWORD]@]HOST:PORT, http://[USER[:PASSWORD]@]HOST:PORT, socks4://[USER@]HOST:PORT or direct:";
 const BAD_URLS: readonly [string, ...string[]][] = [
   ["", `found nothing; allowed: ${ALLOWED}`],
   ["10.20.30.40", `found no scheme; allowed: ${ALLOWED}`],
   ["10.20.30.40:1080", `found no scheme; allowed: ${ALLOWED}`],
   ["https://h:1", `https:// is not supported; allowed: ${ALLOWED}`],
-  ["socks4://h:1", `socks4:// is not supported; allowed: ${ALLOWED}`],
+  ["socks4a://h:1", `socks4a:// is not supported; allowed: ${ALLOWED}`],
+  ["socks4://u:p@h:1", "socks4 has a user and no password; allowed: socks4://[USER@]HOST:PORT"],
+  ["socks4://u%00@h:1", "the user name holds a NUL, which ends it in SOCKS4"],
   ["socks5h://h:1", `socks5h:// is not supported; allowed: ${ALLOWED}`],
   ["proxy:1080", `found no scheme that is supported; allowed: ${ALLOWED}`],
   ["socks5:h:1", `socks5: must be followed by //; allowed: ${ALLOWED}`],

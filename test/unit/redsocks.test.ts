@@ -177,8 +177,22 @@ redsocks { bind = "127.0.0.1:1081"; relay = "[2001:db8::7]:3128"; type = http-co
   assert.equal(config.timeouts.dialMs, 7000);
   assert.equal(good(`${BASE}redsocks { bind = ":1"; type = direct; }`).config.upstream?.kind, "direct");
   assert.equal(good(`base { redirector = generic; }\n${SOCKS}`).config.mode, "tproxy");
-  assert.deepEqual(bad(`${BASE}${SOCKS}redsocks { local_port = 12346; ip = 10.0.0.2; port = 1080; type = socks5; }`), [
-    "r.conf:3: redsocks: has another upstream, or another login, than the section in line 2; one process has one upstream: split the file, and run one process for each",
+});
+
+test("sections with other upstreams are relays of their own, in one process", () => {
+  const { config } = good(`${BASE}${SOCKS}
+redsocks { local_port = 12346; ip = 10.0.0.2; port = 3128; type = http-connect; }
+redsocks { local_port = 12347; ip = 10.0.0.1; port = 1080; type = socks5; }
+redsocks { local_port = 12348; ip = 10.0.0.3; port = 1080; type = socks4; login = me; password = ignored; }
+redsocks { local_port = 12349; ip = 10.0.0.1; port = 1080; type = socks5; login = me; password = mine; }`);
+  assert.deepEqual(config.listen.map(({ text }) => text), ["127.0.0.1:12345", "127.0.0.1:12347"]);
+  assert.deepEqual(
+    config.relays.map(({ listen, upstream }) => [listen[0]!.text, upstream.kind, upstream.kind !== "direct" && upstream.credentials !== null]),
+    [["127.0.0.1:12346", "http", false], ["127.0.0.1:12348", "socks4", true], ["127.0.0.1:12349", "socks5", true]],
+  );
+  // Where a problem of the TOML that is made of it stands in their own file.
+  assert.deepEqual(bad(`${BASE}${SOCKS}\nredsocks { local_port = 12346; ip = 127.0.0.1; port = 12345; type = socks5; }`), [
+    "r.conf:4: relays: socks5://127.0.0.1:12345 is transplice's own address (listen has 127.0.0.1:12345); the upstream must be another program",
   ]);
 });
 
@@ -202,9 +216,8 @@ const BASE_PROBLEMS: readonly [string, string][] = [
 
 /** One line more in redsocks. */
 const REDSOCKS_PROBLEMS: readonly [string, string][] = [
-  ["type = socks4;", "type: socks4 is not spoken to an upstream; allowed: socks5 or http-connect, of which most proxies speak one"],
-  ["type = shadowsocks;", "type: shadowsocks is not spoken to an upstream; allowed: socks5, http-connect or direct"],
-  ["type = sock5;", 'type: found "sock5"; allowed: socks5, http-connect or direct'],
+  ["type = shadowsocks;", "type: shadowsocks is not spoken to an upstream; allowed: socks4, socks5, http-connect or direct"],
+  ["type = sock5;", 'type: found "sock5"; allowed: socks4, socks5, http-connect or direct'],
   ["local_ip = proxy.example;", 'local_ip: found "proxy.example"; allowed: an IP address of this host (names are not resolved), 0.0.0.0 or :: for all'],
   ["local_ip = 10.0.0;", 'local_ip: found "10.0.0"; allowed: an IP address, or a name'],
   ["local_port = 0;", "local_port: is missing; allowed: 1 to 65535, the port that the firewall redirects to"],

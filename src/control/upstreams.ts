@@ -1,0 +1,99 @@
+/**
+ * The upstreams of a configuration as workers need them: each name followed (resolver.ts), and which
+ * listening socket leads to which.
+ */
+import { socketAddress } from "../config/endpoint.ts";
+import type { Config, Upstream } from "../config/config.ts";
+import type { Settings, UpstreamSettings } from "../engine/route.ts";
+import type { ListeningAddress } from "./listeners.ts";
+import type { Log } from "./log.ts";
+import { Resolver } from "./resolver.ts";
+
+/** Without a transparent proxy there is no upstream to follow. */
+const DIRECT: Upstream = { kind: "direct" };
+
+type Proxy = Exclude<Upstream, { kind: "direct" }>;
+
+export interface UpstreamsOptions {
+  readonly log: Log;
+  /** An upstream's name has come to other addresses. */
+  readonly onChange: () => void;
+}
+
+export class Upstreams {
+  readonly #options: UpstreamsOptions;
+  /** By host and port. */
+  #resolvers: ReadonlyMap<string, Resolver> = new Map();
+
+  constructor(options: UpstreamsOptions) {
+    this.#options = options;
+  }
+
+  /** Follows those of the configuration from now on; resolves when their addresses are known, or late. */
+  async follow(config: Config): Promise<void> {
+    const next = new Map<string, Resolver>();
+    const started: Promise<unknown>[] = [];
+    for (const upstream of upstreamsOf(config)) {
+      const key = keyOf(upstream);
+      if (next.has(key)) continue;
+      const known = this.#resolvers.get(key);
+      const resolver: Resolver = known ?? new Resolver({
+        host: upstream.host,
+        port: upstream.port,
+        log: this.#options.log,
+        onChange: () => {
+          if (this.#resolvers.get(key) === resolver) this.#options.onChange();
+        },
+      });
+      if (known === undefined) started.push(resolver.start());
+      next.set(key, resolver);
+    }
+    await Promise.all(started);
+    for (const [key, resolver] of this.#resolvers) if (next.get(key) !== resolver) resolver.close();
+    this.#resolvers = next;
+  }
+
+  /** `open`: the listening sockets there are. */
+  settings(config: Config, open: readonly ListeningAddress[]): Pick<Settings, "upstream" | "relays"> {
+    const settingsOf = (upstream: Upstream): UpstreamSettings => ({
+      kind: upstream.kind,
+      addresses: upstream.kind === "direct" ? [] : this.addressesOf(upstream),
+      credentials: upstream.kind === "direct" ? null : upstream.credentials,
+      pipelined: config.pipelined,
+      trust: config.connect.trust,
+    });
+    return {
+      upstream: settingsOf(config.upstream ?? DIRECT),
+      relays: config.relays.map(({ listen, upstream }) => ({
+        fds: open
+          .filter(({ address, role }) => role === "transparent" && listen.some(({ text }) => text === address.text))
+          .flatMap(({ fds }) => fds),
+        upstream: settingsOf(upstream),
+      })),
+    };
+  }
+
+  /** Sockaddrs, in the order in which they are to be tried. [] while its name has none. */
+  addressesOf({ host, port }: Proxy): readonly Uint8Array[] {
+    return this.#resolvers.get(keyOf({ host, port }))?.addresses.map(({ bytes }) => bytes) ?? [];
+  }
+
+  /** A dial has failed: the names may have moved. */
+  refresh(): void {
+    for (const resolver of this.#resolvers.values()) void resolver.refresh();
+  }
+
+  close(): void {
+    for (const resolver of this.#resolvers.values()) resolver.close();
+  }
+}
+
+const keyOf = ({ host, port }: { readonly host: string; readonly port: number }): string =>
+  socketAddress(host, port)?.text ?? `${host}:${port}`;
+
+/** All that are proxies, the first one first. */
+function upstreamsOf({ upstream, relays }: Config): Proxy[] {
+  return [upstream ?? DIRECT, ...relays.map((relay) => relay.upstream)].filter(
+    (each): each is Proxy => each.kind !== "direct",
+  );
+}
