@@ -225,7 +225,7 @@ export class Host implements Place {
 
   /** Addresses of this host that are on no wire: others reach them by a route. */
   owns(...addresses: string[]): void {
-    this.ip(...addresses.filter(usable).map((address) => `address add ${address} dev lo`));
+    this.ip(...addresses.filter(usable).map((address) => `address add ${address} dev lo${atOnce(address)}`));
   }
 
   route(to: string, via: string): void {
@@ -258,12 +258,17 @@ export class Wire {
     host.ip(
       `link set ${this.name} up`,
       ...addresses.filter(usable).map((address) => {
-        // Without duplicate address detection, which takes a second.
-        return `address add ${address} dev ${this.name}${address.includes(":") ? " nodad" : ""}`;
+        return `address add ${address} dev ${this.name}${atOnce(address)}`;
       }),
     );
   }
 }
+
+/**
+ * Without duplicate address detection, which takes a second. Also on lo, where there is none: it is a
+ * worker of the kernel's that finds that out, and until then nobody can bind to the address.
+ */
+const atOnce = (address: string): string => (address.includes(":") ? " nodad" : "");
 
 function home_ip(...commands: string[]): void {
   execFileSync("ip", ["-batch", "-"], { input: `${commands.join("\n")}\n` });
