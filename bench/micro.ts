@@ -16,6 +16,7 @@ import { Timeouts, type Waiter } from "../src/engine/timeouts.ts";
 import { Access, type AccessSettings, type Asker } from "../src/policy/access.ts";
 import { type EgressAddress, EgressPool } from "../src/policy/egress.ts";
 import { targetOf } from "../src/policy/name.ts";
+import { exactly } from "../src/policy/network.ts";
 import type { Destination, Handshake } from "../src/protocol/handshake.ts";
 import { HttpConnect } from "../src/protocol/http-connect.ts";
 import { Socks5Client } from "../src/protocol/socks5-client.ts";
@@ -206,7 +207,7 @@ function accessRules(): Operations {
     allowFrom: [], allowSites: [], denySites: [], allowPorts: [], denyPorts: [],
     allowNetworks: [], denyNetworks: [], allowPrivate: false, rules: [],
   };
-  const plain = new Access(none, [Uint8Array.of(192, 0, 2, 1)]);
+  const plain = new Access(none, [exactly(Uint8Array.of(192, 0, 2, 1))]);
   const long = new Access({
     ...none,
     allowFrom: [network(10, 0), network(172, 16)],
@@ -217,7 +218,7 @@ function accessRules(): Operations {
       name: `rule-${i}`, action: "deny", from: [network(10, i + 1)], users: [], sites: [],
       networks: [], ports: [{ first: 1, last: 1023 }],
     })),
-  }, [Uint8Array.of(192, 0, 2, 1)]);
+  }, [exactly(Uint8Array.of(192, 0, 2, 1))]);
   const asker: Asker = { bytes: Uint8Array.of(10, 0, 0, 7), at: 0, length: 4, user: null };
   const server = Uint8Array.of(198, 51, 100, 10);
   const name = Uint8Array.from("WWW.Shop.Example.COM.", (character) => character.charCodeAt(0));

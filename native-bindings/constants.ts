@@ -64,6 +64,25 @@ export const IPV6_V6ONLY = 26;
 export const IPV6_TRANSPARENT = 75;
 export const IP6T_SO_ORIGINAL_DST = 80;
 
+// netlink(7), rtnetlink(7)
+export const AF_NETLINK = 16;
+export const SOCK_RAW = 3;
+export const NETLINK_ROUTE = 0;
+export const SOL_NETLINK = 270;
+export const NETLINK_GET_STRICT_CHK = 12;
+export const NLM_F_REQUEST = 0x1;
+export const NLM_F_DUMP = 0x300;
+export const NLMSG_ERROR = 2;
+export const NLMSG_DONE = 3;
+export const RTM_NEWROUTE = 24;
+export const RTM_GETROUTE = 26;
+export const RTA_DST = 1;
+export const RTN_LOCAL = 2;
+export const RT_TABLE_LOCAL = 255;
+export const RTMGRP_LINK = 0x1;
+export const RTMGRP_IPV4_IFADDR = 0x10;
+export const RTMGRP_IPV6_IFADDR = 0x100;
+
 // tcp(7)
 export const SOL_TCP = 6;
 export const TCP_NODELAY = 1;

@@ -21,8 +21,6 @@ import { SearchList } from "./search-list.ts";
 import type { EgressHealth } from "./socks-metrics.ts";
 import { parseSecret, Users } from "./users.ts";
 
-/** Addresses of the host come and go seldom. */
-const LOOK_TICKS = 10;
 /** Of the dials of one address in a window; fewer say nothing. */
 const DIALS_MIN = 30;
 const WINDOW_TICKS = 30;
@@ -176,12 +174,12 @@ export class EgressControl {
     return failures.find(({ failure }) => failure !== "not-found") ?? failures[0]!;
   }
 
-  /** To be called once a second. */
-  tick(): void {
+  /** To be called once a second. `look`: addresses of the host may have come or gone. */
+  tick(look: boolean): void {
     this.#ticks++;
     if (this.#exits.length === 0) return;
     if (this.#ticks % WINDOW_TICKS === 0) this.#judge();
-    if (this.#ticks % LOOK_TICKS === 0) this.#look();
+    if (look) this.#look();
     this.#tell();
   }
 

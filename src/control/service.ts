@@ -16,11 +16,13 @@ import type { Config, ListenAddress } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
+import { exactly, type Network } from "../policy/network.ts";
 import { addressOf } from "../policy/own.ts";
 import { AccessLog } from "./access-log.ts";
 import { EgressControl, exitText } from "./egress.ts";
 import { Fleet, WORKERS_MAX } from "./fleet.ts";
 import { errnoText, Listeners } from "./listeners.ts";
+import { AddressNews, localRoutes } from "./local-routes.ts";
 import type { Log } from "./log.ts";
 
 import { SocksMetrics } from "./socks-metrics.ts";
@@ -34,8 +36,8 @@ const METRICS_AGAIN_MS = 50;
 const METRICS_ATTEMPTS = 100;
 /** What a thread of Node opens for itself, and our epoll and eventfd. */
 const FDS_PER_WORKER = 6;
-/** Addresses of the host change seldom, and nothing tells us. */
-const INTERFACES_TICKS = 10;
+/** The kernel tells of addresses that change; of a network that is routed to lo it does not. */
+const ROUTES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
 const CUT_MS = 2000;
 
@@ -50,7 +52,8 @@ export class Service {
   readonly #metrics: SocksMetrics;
   readonly #nofile: number;
   #config: Config;
-  #local: readonly Uint8Array[] = [];
+  readonly #addressNews: AddressNews;
+  #local: readonly Network[] = [];
   #limits: Limits = DEFAULTS;
   #tunnelsMax = 0;
   /** Open before there are workers and connections. */
@@ -67,6 +70,7 @@ export class Service {
     this.#config = config;
     this.#nofile = raiseNofile(sys);
     this.#listeners = new Listeners(sys);
+    this.#addressNews = new AddressNews(sys);
     const accessLog = new AccessLog(log);
     this.#fleet = new Fleet({
       sys,
@@ -120,7 +124,7 @@ export class Service {
       pipes: Math.floor(plan.pipes / workers),
       pipeBytes: config.limits.pipeBytes,
     };
-    this.#local = localAddresses();
+    this.#local = ownNetworks(this.#sys);
     this.#egress.configure(config);
     if (!(await this.#fleet.grow(workers, this.#limits, this.#settings()))) {
       return [`a worker died at its start; ${this.#tooFewFds(workers)}`];
@@ -256,6 +260,7 @@ export class Service {
     clearTimeout(deadline);
     this.#egress.close(); // Clients that were still asking had their names resolved.
     if (this.#timer !== null) clearInterval(this.#timer);
+    this.#addressNews.close();
   }
 
   /** The end, now. */
@@ -270,15 +275,20 @@ export class Service {
     this.#fleet.tick();
     // A worker that hangs is replaced; should even that not help, the manager may end us.
     if (!this.#fleet.hangs) this.#manager.alive(performance.now(), this.status);
-    if (!this.#stopping) this.#egress.tick();
+    if (!this.#stopping) this.#lookAtAddresses();
     const failures = this.#fleet.dialFailures;
     if (failures !== this.#dialFailures) {
       this.#dialFailures = failures;
       this.#upstreams.refresh();
     }
-    if (this.#ticks % INTERFACES_TICKS !== 0 || this.#stopping) return;
-    const local = localAddresses();
-    if (local.join(";") === this.#local.join(";")) return;
+  }
+
+  #lookAtAddresses(): void {
+    const look = this.#addressNews.take() || this.#ticks % ROUTES_TICKS === 0;
+    this.#egress.tick(look);
+    if (!look) return;
+    const local = ownNetworks(this.#sys);
+    if (sameNetworks(local, this.#local)) return;
     this.#local = local;
     this.#fleet.configure(this.#settings());
   }
@@ -363,13 +373,21 @@ function describe({ upstream, relays, mode, egress }: Config): Record<string, st
 }
 
 /** The addresses of this host's interfaces, 4 or 16 bytes each. */
-function localAddresses(): Uint8Array[] {
-  const found: Uint8Array[] = [];
+function ownNetworks(sys: Syscalls): Network[] {
+  const routes = localRoutes(sys);
+  if (routes !== null) return routes;
+  const found: Network[] = [];
   for (const interfaces of Object.values(networkInterfaces())) {
     for (const { address } of interfaces ?? []) {
       const known = socketAddress(address.replace(/%.*/, ""), 1);
-      if (known !== null) found.push(addressOf(known.bytes, 0));
+      if (known !== null) found.push(exactly(addressOf(known.bytes, 0)));
     }
   }
   return found;
 }
+
+const sameNetworks = (some: readonly Network[], others: readonly Network[]): boolean =>
+  textOf(some) === textOf(others);
+
+const textOf = (networks: readonly Network[]): string =>
+  networks.map(({ bytes, prefix }) => `${bytes.join(".")}/${prefix}`).join(" ");

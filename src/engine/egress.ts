@@ -33,11 +33,11 @@ export class Egress {
   /** Main has found these right, by a hash that takes its time; that is done once for each. */
   readonly #logins = new Map<string, Uint8Array>();
 
-  constructor(settings: EgressSettings, own: readonly Uint8Array[], tools: OutgoingTools) {
+  constructor(settings: EgressSettings, own: readonly Network[], tools: OutgoingTools) {
     this.settings = settings;
-    // An IPv6 prefix that is routed to the host stands on no interface, and all of it is this host.
+    // A prefix of the pool is this host, also while it is not routed here.
     const sources = settings.outgoing.addresses.map(({ address }) => address);
-    this.access = new Access(settings.access, own, sources);
+    this.access = new Access(settings.access, [...own, ...sources]);
     this.proxies = new Networks(settings.proxyProtocolFrom);
     this.outgoing = new Outgoing(settings.outgoing, tools);
     this.#ruleSlots = new Map(settings.ruleSlots.map(({ rule, slot }) => [rule, slot]));

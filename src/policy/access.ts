@@ -11,7 +11,7 @@
  * address is the one that will be dialled, so that no name leads where a rule forbids to go.
  */
 import { literalOf } from "./name.ts";
-import { holdsIpv4, type Network, Networks, wordAt } from "./network.ts";
+import { exactly, holdsIpv4, type Network, Networks, wordAt } from "./network.ts";
 
 /** Both ends are in it. */
 export interface PortRange {
@@ -75,10 +75,8 @@ export class Access {
   readonly #rules: readonly CompiledRule[];
   readonly #own: Networks;
 
-  /** `own`: this host's addresses, 4 or 16 bytes each; `ownNetworks`: and whole networks. */
-  constructor(
-    settings: AccessSettings, own: readonly Uint8Array[], ownNetworks: readonly Network[] = [],
-  ) {
+  /** `own`: what is this host itself. */
+  constructor(settings: AccessSettings, own: readonly Network[]) {
     this.#allowFrom = new Networks(settings.allowFrom);
     this.#allowSites = new Sites(settings.allowSites);
     this.#denySites = new Sites(settings.denySites);
@@ -88,7 +86,7 @@ export class Access {
     this.#denyNetworks = new Networks(settings.denyNetworks);
     this.#allowPrivate = settings.allowPrivate;
     this.#rules = settings.rules.map((rule) => new CompiledRule(rule));
-    this.#own = new Networks([...own.map(exactly), ...ownNetworks]);
+    this.#own = new Networks(own);
   }
 
   /** May this client ask for anything? Of allow_from alone: it can be asked before the login. */
@@ -244,8 +242,6 @@ class Sites {
     return false;
   }
 }
-
-const exactly = (bytes: Uint8Array): Network => ({ bytes, prefix: 8 * bytes.length });
 
 function inRanges(ranges: readonly PortRange[], port: number): boolean {
   for (const { first, last } of ranges) if (port >= first && port <= last) return true;

@@ -11,6 +11,9 @@ export interface Network {
   readonly prefix: number;
 }
 
+/** The network of one address. */
+export const exactly = (bytes: Uint8Array): Network => ({ bytes, prefix: 8 * bytes.length });
+
 /** ::ffff:0:0/96 is how IPv6 writes IPv4: so many bytes before the four that matter. */
 const MAPPED_BYTES = 12;
 

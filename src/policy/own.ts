@@ -4,13 +4,13 @@
  *
  * Addresses are struct sockaddr_in or sockaddr_in6 at an offset; v4-mapped ones count as IPv4.
  */
-import { holdsIpv4 } from "./network.ts";
+import { holdsIpv4, type Network, Networks } from "./network.ts";
 
 export interface Own {
   /** Sockaddrs that we listen on. */
   readonly listening: readonly Uint8Array[];
-  /** The host's own addresses, without the port: 4 or 16 bytes each. */
-  readonly local: readonly Uint8Array[];
+  /** What the kernel delivers to this host itself: its addresses, and networks routed to it. */
+  readonly local: readonly Network[];
 }
 
 const AF_INET = 2;
@@ -36,14 +36,14 @@ export function portOf(bytes: Uint8Array, at: number): number {
 
 export class OwnAddresses {
   readonly #listening: readonly { port: number; address: Uint8Array }[];
-  readonly #local: ReadonlySet<string>;
+  readonly #local: Networks;
 
   constructor(own: Own) {
     this.#listening = own.listening.map((bytes) => ({
       port: portOf(bytes, 0),
       address: addressOf(bytes, 0),
     }));
-    this.#local = new Set(own.local.map((address) => address.join()));
+    this.#local = new Networks(own.local);
   }
 
   /** The destination is one of our listeners, in any of the forms that reach it. */
@@ -58,12 +58,16 @@ export class OwnAddresses {
   /** The address, whatever its port, is this host's. */
   isLocal(bytes: Uint8Array, at: number): boolean {
     const address = addressOf(bytes, at);
-    return isLoopback(address) || this.#local.has(address.join());
+    return isLoopback(address) || this.#isLocal(address);
+  }
+
+  #isLocal(address: Uint8Array): boolean {
+    return this.#local.has(address, 0, address.length as 4 | 16);
   }
 
   #reaches(address: Uint8Array, listener: Uint8Array): boolean {
     if (isWildcard(address)) return true;
-    if (isWildcard(listener)) return isLoopback(address) || this.#local.has(address.join());
+    if (isWildcard(listener)) return isLoopback(address) || this.#isLocal(address);
     return (isLoopback(address) && isLoopback(listener)) || address.join() === listener.join();
   }
 }

@@ -183,6 +183,27 @@ scenario("loopback, link-local, private and own addresses are refused as literal
   untouched(listeners);
 });
 
+scenario("whatever the kernel takes for this host is own: no cable, a network routed here, an address just added", async (stage) => {
+  const proxy = dmz(stage.net);
+  const listener = stage.listen(proxy, "0.0.0.0", 8099);
+  // The interface is up, and nothing is at its other end: getifaddrs' callers often leave it out.
+  proxy.ip("link add dangling type veth peer name unplugged", "link set dangling up");
+  stage.finally(() => proxy.ip("link delete dangling", "route delete local 198.51.100.160/28 dev lo"));
+  proxy.ip("address add 198.51.100.150/32 dev dangling", "route add local 198.51.100.160/28 dev lo");
+  const relay = await egress(stage, {});
+  await assertCodes(stage, NOT_ALLOWED, [
+    { to: "198.51.100.150", port: 8099 }, { to: "198.51.100.161", port: 8099 },
+  ]);
+  await relay.logged("whose it is", (entry) => JSON.stringify(entry).includes("own-address"));
+  const late = { to: "198.51.100.151", port: 8099 };
+  assert.notEqual(await code(stage, late), NOT_ALLOWED);
+  proxy.ip("address add 198.51.100.151/32 dev dangling");
+  await eventually("the kernel's word is heard", async () => (await code(stage, late)) === NOT_ALLOWED, 3_000);
+  proxy.ip("address delete 198.51.100.151/32 dev dangling");
+  await eventually("and it is anybody's again", async () => (await code(stage, late)) !== NOT_ALLOWED, 3_000);
+  assert.deepEqual(listener.peers.filter(({ remote }) => remote.startsWith("198.51.100.16")), []);
+});
+
 scenario("a name that leads there is refused, after resolution, on the address", async (stage) => {
   const listeners = forbidden(stage);
   const bad: Record<string, string[]> = {

@@ -11,6 +11,7 @@ import {
 import { PRESETS } from "../../src/policy/cause.ts";
 import type { Settings } from "../../src/engine/route.ts";
 import type { Role } from "../../src/engine/session.ts";
+import { exactly } from "../../src/policy/network.ts";
 import { Application, drawConversation, type Login, ProxyFront, type Script } from "./peers.ts";
 import { type Address, type Route, Tcp } from "./tcp.ts";
 import {
@@ -73,7 +74,7 @@ export class RedirectedWorld extends World {
       mark: random.pick([null, 7]),
       whenFull,
       ...PATIENCE,
-      own: { listening: [sockaddr(this.listener)], local: [this.listener.bytes] },
+      own: { listening: [sockaddr(this.listener)], local: [exactly(this.listener.bytes)] },
       journalAll: true,
     };
     for (let i = 0; i < this.crowd; i++) this.#addTunnel(i);

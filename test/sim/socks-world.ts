@@ -18,6 +18,7 @@ import type { Quota } from "../../src/engine/quota.ts";
 import { DIRECT, type Settings } from "../../src/engine/route.ts";
 import type { Role } from "../../src/engine/session.ts";
 import { SocksTotals, STATUS_NAMES } from "../../src/engine/socks-counters.ts";
+import { exactly } from "../../src/policy/network.ts";
 import { Exits } from "./exits.ts";
 import { type KnownName, type KnownUser, Oracle } from "./oracle.ts";
 import { Application, drawConversation, type Script } from "./peers.ts";
@@ -175,7 +176,7 @@ export class SocksWorld extends World {
       mark: null,
       whenFull: calm ? "wait" : random.pick(["wait", "reset"]),
       ...PATIENCE,
-      own: { listening: [sockaddr(this.listener)], local: [this.listener.bytes] },
+      own: { listening: [sockaddr(this.listener)], local: [exactly(this.listener.bytes)] },
       journalAll: true,
     };
     for (let i = 0; i < this.crowd; i++) this.#addCall(i);

@@ -12,7 +12,7 @@ import {
   Access, type AccessSettings, type Asker, type PortRange, type Rule,
 } from "../../src/policy/access.ts";
 import { targetOf } from "../../src/policy/name.ts";
-import type { Network } from "../../src/policy/network.ts";
+import { exactly, type Network } from "../../src/policy/network.ts";
 
 type Length = 4 | 16;
 /** This host's addresses. */
@@ -41,7 +41,7 @@ function decides(toml: string, request: Request): string {
   const { from = "10.9.9.9", user, sent, address, port = 443, is = "203.0.113.9" } = request;
   const parsed = parseConfig(toml, "t");
   assert.ok("config" in parsed, JSON.stringify(parsed));
-  const access = new Access(parsed.config.egress!.access, OWN.map(bytesOf));
+  const access = new Access(parsed.config.egress!.access, OWN.map(bytesOf).map(exactly));
   const asker = askerOf(bytesOf(from), user ?? null);
   let name = "";
   let bytes = bytesOf(address ?? is);
@@ -199,7 +199,7 @@ describe("what got past the predecessor", () => {
 
   it("a destination in IPv6 clothes is the IPv4 destination", () => {
     const denyNetworks = [network("203.0.113.0/24")];
-    const access = new Access({ ...NOTHING, denyNetworks }, OWN.map(bytesOf));
+    const access = new Access({ ...NOTHING, denyNetworks }, OWN.map(bytesOf).map(exactly));
     const asker = askerOf(bytesOf("10.0.0.7"), null);
     for (const [text, rule] of [
       ["127.0.0.1", "loopback"], ["192.0.2.1", "own-address"], ["203.0.113.9", "deny_networks"],
@@ -405,7 +405,7 @@ describe("every verdict", () => {
   it("is that of the model", () => {
     fc.assert(
       fc.property(anySettings, anyRequest, (settings, request) => {
-        const access = new Access(compiled(settings), OWN.map(bytesOf));
+        const access = new Access(compiled(settings), OWN.map(bytesOf).map(exactly));
         const dress = (text: string) =>
           request.disguised && !text.includes(":") ? mapped(bytesOf(text)) : bytesOf(text);
         const [asker, to] = [askerOf(dress(request.client), request.user), dress(request.address)];
@@ -421,7 +421,7 @@ describe("every verdict", () => {
     fc.assert(
       fc.property(anySettings, anyRequest, (settings, request) => {
         const name = request.name || "a.example";
-        const access = new Access(compiled(settings), OWN.map(bytesOf));
+        const access = new Access(compiled(settings), OWN.map(bytesOf).map(exactly));
         const verdict = access.judgeName(askerOf(bytesOf(request.client), request.user), name, request.port);
         const addresses = [...ADDRESSES, "9.9.9.9", "2a00::9"];
         const refused = addresses.every((address) => !model(settings, { ...request, name, address }).allowed);

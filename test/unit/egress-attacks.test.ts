@@ -44,7 +44,7 @@ describe("special addresses", () => {
 
   it("a network that is routed to this host is this host", () => {
     const bytes = addressBytes("2001:db8:2::") ?? assert.fail();
-    const own = new Access(OPEN, [], [{ bytes, prefix: 64 }]);
+    const own = new Access(OPEN, [{ bytes, prefix: 64 }]);
     assert.equal(decides(own, "2001:db8:2::22"), "own-address");
     assert.equal(decides(own, "2001:db8:3::22"), "default");
   });
@@ -94,7 +94,7 @@ describe("the health of addresses", () => {
       worker.failed(bad!, clients[i % clients.length]);
       worker.opened(good!);
     }
-    for (let tick = 0; tick < 30; tick++) control.tick();
+    for (let tick = 0; tick < 30; tick++) control.tick(false);
     control.close();
     return control.health("127.0.0.1")!.usable;
   };

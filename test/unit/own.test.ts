@@ -2,6 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { socketAddress } from "../../src/config/endpoint.ts";
+import { exactly } from "../../src/policy/network.ts";
 import { addressOf, OwnAddresses } from "../../src/policy/own.ts";
 
 const sockaddr = (text: string): Uint8Array => {
@@ -11,7 +12,7 @@ const sockaddr = (text: string): Uint8Array => {
 const own = (listening: string[], local: string[] = ["192.0.2.7", "2001:db8::7"]) =>
   new OwnAddresses({
     listening: listening.map(sockaddr),
-    local: local.map((host) => addressOf(socketAddress(host, 1)!.bytes, 0)),
+    local: local.map((host) => exactly(addressOf(socketAddress(host, 1)!.bytes, 0))),
   });
 
 /** Rows: listeners, destination, is it ours? */
