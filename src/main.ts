@@ -2,6 +2,7 @@
 /**
  * The process: argv, signals, exit code.
  */
+import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { linux } from "../native-bindings/syscalls.ts";
 import { type Command, packageVersion, parseCommandLine } from "./cli.ts";
@@ -9,7 +10,7 @@ import { readEnvironment } from "./config/environment.ts";
 import { loadConfig, OWN, readText } from "./config/file.ts";
 import { migrate } from "./config/migrate.ts";
 import { type Problem, problemText } from "./config/problem.ts";
-import type { ProgramName } from "./config/program.ts";
+import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { firewall } from "./control/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
@@ -55,7 +56,7 @@ async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "mi
 async function firewalled(
   { action, backend, file, overrides, reading }: Command & { kind: "firewall" },
 ): Promise<number> {
-  const loaded = await loadConfig(file, overrides, reading);
+  const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   if ("problems" in loaded) {
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return action === "status" ? 4 : 1;
@@ -89,20 +90,22 @@ async function passwd({ user }: Command & { kind: "passwd" }): Promise<number> {
 }
 
 async function check({ file, overrides, reading }: Command & { kind: "check" }): Promise<number> {
-  const loaded = await loadConfig(file, overrides, reading);
+  const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   if ("problems" in loaded) {
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return 1;
   }
   for (const warning of loaded.warnings) process.stderr.write(`warning: ${problemText(warning)}\n`);
   // redsocks -t has nothing to say of a good file.
-  if (reading.as !== "redsocks") process.stdout.write(`${file}: OK\n`);
+  if (reading.as !== "redsocks") process.stdout.write(`${existsSync(file) ? file : "the environment"}: OK\n`);
   return 0;
 }
 
 async function run(command: Command & { kind: "run" }): Promise<number> {
   const { file, overrides, reading } = command;
-  const loaded = await loadConfig(file, overrides, reading);
+  const environment = readEnvironment();
+  const load = (): Promise<Loaded> => loadConfig(file, overrides, reading, environment.variables);
+  const loaded = await load();
   if ("problems" in loaded) {
     await tellProblems(loaded.problems, reading.as);
     return 1;
@@ -117,7 +120,6 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   }
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const sys = linux();
-  const environment = readEnvironment();
   const pidfile = command.process?.pidfile ?? null;
   const unwritten = pidfile === null ? null : writePid(pidfile);
   // A successor is the user already who may no longer write there.
@@ -156,7 +158,7 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   const reload = async (): Promise<void> => {
     manager.reloading(process.hrtime.bigint() / 1000n);
     log.warning("got signal", { signal: "SIGHUP" });
-    const again = await loadConfig(file, overrides, reading);
+    const again = await load();
     let wrong = "problems" in again ? again.problems.map(problemText) : [];
     if ("config" in again) {
       for (const warning of again.warnings) log.warning(problemText(warning));

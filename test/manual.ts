@@ -6,7 +6,7 @@
 import type { Command as Program } from "commander";
 import { describe, SIGNALS, SYNOPSIS } from "../src/cli.ts";
 import {
-  allowedText, keysOf, RELAY_SETTINGS, RULE_SETTINGS, type Setting, SETTINGS, TABLES, USER_SETTING,
+  allowedText, keysOf, RELAY_SETTINGS, RULE_SETTINGS, type Setting, SETTINGS, TABLES, USER_SETTING, variableOf,
 } from "../src/config/settings.ts";
 
 /** What the tables are about. One that is not here stands without a word. */
@@ -56,11 +56,13 @@ function list(items: readonly string[]): string {
   return [".Bl -tag -width Ds", ...items, ".El"].join("\n");
 }
 
-function key(name: string, setting: Setting): string {
+/** `variable`: what may stand in its place in the environment. */
+function key(name: string, setting: Setting, variable: string | null = null): string {
   const fallback = setting.default === null ? prose(setting.otherwise ?? "none") : bold(setting.default);
   return item(
     bold(name), prose(setting.description), ".Pp", `Default: ${fallback}.`, ".br",
     `Allowed: ${prose(allowedText(setting))}.`, ".br", `Example: ${bold(`${/^[A-Z]/.test(name) ? "alice" : name} = ${setting.example}`)}`,
+    ...(variable === null ? [] : [".br", `Variable: ${bold(variable)}`]),
   );
 }
 
@@ -71,7 +73,7 @@ export function settingsManual(): string {
   const tables = ["", ...TABLES].map((table) =>
     section(
       table === "" ? "Top level" : `[${table}]`, ABOUT[table],
-      keysOf(table).map((name) => key(name.slice(table === "" ? 0 : table.length + 1), SETTINGS[name])),
+      keysOf(table).map((name) => key(name.slice(table === "" ? 0 : table.length + 1), SETTINGS[name], variableOf(name))),
     ));
   const rules = Object.entries(RULE_SETTINGS).map(([name, setting]) => key(name, setting));
   const relays = Object.entries(RELAY_SETTINGS).map(([name, setting]) => key(name, setting));

@@ -3,6 +3,7 @@ import { open } from "node:fs/promises";
 import { type Override, parseConfig } from "./parse.ts";
 import type { Problem } from "./problem.ts";
 import { type Loaded, parseAs, type ProgramName } from "./program.ts";
+import { readVariables, type Variable } from "./variables.ts";
 
 export const DEFAULT_FILE = "/etc/transplice.toml";
 
@@ -20,10 +21,24 @@ export const OWN: Reading = { as: "transplice", optional: false, ignoreUnsupport
 /** A configuration of this size was meant to be another file (a log, a device). */
 const FILE_BYTES_MAX = 1024 * 1024;
 
-/** Never rejects: a file that cannot be read is a problem like any other. */
+/**
+ * Variables win over the file, and flags over both. Never rejects: a file that cannot be read is a
+ * problem like any other.
+ */
 export async function loadConfig(
-  file: string, overrides: readonly Override[] = [], reading: Reading = OWN,
+  file: string, flags: readonly Override[] = [], reading: Reading = OWN, variables: readonly Variable[] = [],
 ): Promise<Loaded> {
+  const said = readVariables(variables);
+  const overrides = [...said.overrides, ...flags];
+  // Variables may say all there is to say.
+  const optional = reading.optional || (file === DEFAULT_FILE && said.overrides.length > 0);
+  const loaded = await loadFile(file, overrides, { ...reading, optional });
+  if (said.problems.length === 0) return loaded;
+  const others = "problems" in loaded ? loaded.problems : [];
+  return Object.freeze({ problems: Object.freeze([...others, ...said.problems]) });
+}
+
+async function loadFile(file: string, overrides: readonly Override[], reading: Reading): Promise<Loaded> {
   const text = await readText(file, reading);
   if (typeof text === "string") return parseAs(reading.as, text, file, overrides, reading);
   if (text === null) return parseAs(reading.as, "", `no ${file}, so the defaults`, overrides, reading);

@@ -17,6 +17,7 @@ import {
   isSettingKey,
   keysOf,
   OTHER_TABLES,
+  type OtherTable,
   RELAY_SETTINGS,
   RULE_SETTINGS,
   SETTING_KEYS,
@@ -27,19 +28,24 @@ import {
   type Values,
 } from "./settings.ts";
 import { TableList } from "./table-list.ts";
-import { folded, foundText, keyText, namesOf, tomlValue } from "./toml.ts";
+import { folded, foundText, keyText, namesOf, tomlPair, tomlValue } from "./toml.ts";
 import { UserTable } from "./users.ts";
 import { read } from "./value.ts";
+import { writtenValue } from "./variables.ts";
 
 export type Parsed =
   | { readonly config: Config; readonly warnings: readonly Problem[] }
   | { readonly problems: readonly Problem[] };
 
-/** A value from elsewhere than the file, which wins over it. An empty text changes nothing. */
+/**
+ * A value from elsewhere than the file, which wins over it, and over those before it. An empty text
+ * changes nothing.
+ */
 export interface Override {
-  readonly key: SettingKey;
+  readonly key: SettingKey | OtherTable;
+  /** See writtenValue(); of users and rules, as in TOML. */
   readonly text: string;
-  /** As its user wrote it: "-loglevel". */
+  /** As its user wrote it: "-loglevel", "TRANSPLICE_LOG_LEVEL". */
   readonly from: string;
 }
 
@@ -52,11 +58,11 @@ export function parseConfig(
 ): Parsed {
   const problems: Problem[] = [];
   const syntax = parseSyntax(text, name);
+  const file = new File(name, problems);
   if ("message" in syntax) {
-    readOverrides(overrides, problems);
+    file.override(overrides);
     return frozen({ problems: [syntax, ...problems] });
   }
-  const file = new File(name, problems);
   if (assumed === "egress") file.assumeEgress();
   for (const item of syntax.body[0].body) {
     if (item.type === "TOMLTable") file.table(item);
@@ -65,10 +71,12 @@ export function parseConfig(
   const values: Partial<Record<SettingKey, unknown>> = {
     ...DEFAULTS,
     ...file.values(),
-    ...readOverrides(overrides, problems),
+    ...file.override(overrides),
   };
   const users = file.users.users();
-  const rules = rulesOf(file.rules, file.users.names, file.report);
+  const rules = rulesOf(file.rules, file.users.names, (line, key, message) => {
+    problems.push({ ...file.about("rules", message, line), key });
+  });
   const relays = relaysOf(file.relays);
   file.requireRole();
   crossCheck(values, relays, file, problems);
@@ -113,9 +121,11 @@ class File {
   readonly #unknownTables = new Set<string>();
   /** Those that are there, as keys or as headers. */
   readonly #tables = new Set<string>();
-  readonly users: UserTable;
-  readonly rules: TableList;
-  readonly relays: TableList;
+  /** Keys that have their values from elsewhere: from where. */
+  readonly #overridden = new Map<string, string>();
+  users: UserTable;
+  rules: TableList;
+  relays: TableList;
   readonly report = (line: number | null, key: string, message: string): void => this.#problem(line, key, message);
 
   constructor(name: string, problems: Problem[]) {
@@ -195,6 +205,38 @@ class File {
     return values;
   }
 
+  /** Values from elsewhere, in place of what the file says. After all pairs have been given. */
+  override(overrides: readonly Override[]): Partial<Record<SettingKey, unknown>> {
+    const values: Partial<Record<SettingKey, unknown>> = {};
+    for (const { key, text, from } of overrides) {
+      if (text === "") continue;
+      const report = (message: string, about: string | null = null): void => {
+        this.#problems.push({ place: from, line: null, column: null, key: about, message });
+      };
+      this.#overridden.set(key, from);
+      if (!isSettingKey(key)) this.#overrideTable(key, text, report);
+      else {
+        this.#tables.add(tableOf(key));
+        values[key] = read(SETTINGS[key], writtenValue(SETTINGS[key], text), (message) => report(message));
+      }
+    }
+    return values;
+  }
+
+  #overrideTable(
+    key: OtherTable, text: string, report: (message: string, about: string | null) => void,
+  ): void {
+    const problem = (_line: number, about: string, message: string): void => report(message, about === key ? null : about);
+    const pair = tomlPair(key, text);
+    if (pair === null) {
+      return report(`is not a value of TOML; for example: ${TABLE_EXAMPLES[key]}`, null);
+    }
+    if (key === "users") this.users = new UserTable(problem);
+    else if (key === "rules") this.rules = new TableList(key, RULE_SETTINGS, problem);
+    else this.relays = new TableList(key, RELAY_SETTINGS, problem);
+    this[key].pair([key], pair);
+  }
+
   assumeEgress(): void {
     this.#tables.add("incoming");
   }
@@ -204,7 +246,7 @@ class File {
   }
 
   has(key: SettingKey): boolean {
-    return this.#entries.has(key);
+    return this.#entries.has(key) || this.#overridden.has(key);
   }
 
   /** A file asks for a transparent proxy, for an egress, or for both. */
@@ -221,15 +263,12 @@ class File {
       );
     }
     for (const { key, line } of [
-      { key: "users", line: this.users.line },
-      { key: "rules", line: this.rules.line },
+      { key: "users" as const, line: this.users.line },
+      { key: "rules" as const, line: this.rules.line },
     ]) {
       if (line === null) continue;
-      this.#problem(
-        line,
-        key,
-        `${OTHER_TABLES.get(key)} is about the egress, and there is none: neither [incoming] nor [outgoing]`,
-      );
+      const message = `${OTHER_TABLES.get(key)} is about the egress, and there is none: neither [incoming] nor [outgoing]`;
+      this.#problems.push(this.about(key, message));
     }
   }
 
@@ -238,7 +277,9 @@ class File {
   }
 
   /** A problem, or a warning, with a key that need not stand in the file. */
-  about(key: SettingKey | "users" | "rules" | "relays", message: string, at: number | null = null): Problem {
+  about(key: Override["key"], message: string, at: number | null = null): Problem {
+    const elsewhere = this.#overridden.get(key);
+    if (elsewhere !== undefined) return { place: elsewhere, line: null, column: null, key: null, message };
     const line = at ?? (key === "users" || key === "rules" || key === "relays" ? this[key].line : this.lineOf(key));
     return { place: this.#name, line, column: null, key, message };
   }
@@ -337,6 +378,13 @@ class File {
   }
 }
 
+/** In a variable. */
+const TABLE_EXAMPLES: Readonly<Record<OtherTable, string>> = {
+  users: '{ alice = "scrypt:..." }',
+  rules: '[{ name = "mail", action = "deny", ports = [25] }]',
+  relays: '[{ listen = "localhost:1082", proxy_url = "http://10.20.30.41:3128" }]',
+};
+
 function tableText(name: string): string {
   return OTHER_TABLES.get(name) ?? `[${name}]`;
 }
@@ -361,20 +409,6 @@ function tableOf(key: string): string {
 
 function lastNames(table: string): string {
   return keysOf(table).map(lastName).join(", ");
-}
-
-function readOverrides(
-  overrides: readonly Override[],
-  problems: Problem[],
-): Partial<Record<SettingKey, unknown>> {
-  const values: Partial<Record<SettingKey, unknown>> = {};
-  for (const { key, text, from } of overrides) {
-    if (text === "") continue;
-    values[key] = read(SETTINGS[key], tomlValue(JSON.stringify(text)), (message) => {
-      problems.push({ place: from, line: null, column: null, key: null, message });
-    });
-  }
-  return values;
 }
 
 /** The rows' own defaults, through the same door as everyone's values. */

@@ -719,17 +719,27 @@ export function isSettingKey(key: string): key is SettingKey {
   return ROWS.has(key);
 }
 
+export const VARIABLE_PREFIX = "TRANSPLICE_";
+
+/** The environment variable that may stand in place of a key. */
+export const variableOf = (key: string): string => VARIABLE_PREFIX + key.toUpperCase().replaceAll(".", "_");
+
 /** The tables that hold keys: "timeouts", "tcp"... */
 export const TABLES: ReadonlySet<string> = new Set(
   SETTING_KEYS.flatMap((key) => (key.includes(".") ? [key.slice(0, key.lastIndexOf("."))] : [])),
 );
 
+const OTHERS = { users: "[users]", rules: "[[rules]]", relays: "[[relays]]" } as const;
+
 /** Tables that are no list of keys: how they are written. */
-export const OTHER_TABLES: ReadonlyMap<string, string> = new Map([
-  ["users", "[users]"],
-  ["rules", "[[rules]]"],
-  ["relays", "[[relays]]"],
-]);
+export const OTHER_TABLES: ReadonlyMap<string, string> = new Map(Object.entries(OTHERS));
+
+export type OtherTable = keyof typeof OTHERS;
+
+/** All that a file may say. */
+export const ALL_KEYS: readonly (SettingKey | OtherTable)[] = [
+  ...SETTING_KEYS, ...(Object.keys(OTHERS) as OtherTable[]),
+];
 
 /** The keys that stand directly in a table; "" is the top level. */
 export function keysOf(table: string): SettingKey[] {
@@ -794,14 +804,14 @@ const ITEMS: Readonly<Record<Item, string>> = {
 /** The README's table of keys, in Markdown. */
 export function settingsMarkdown(): string {
   const row = (key: string, setting: Setting): string[] => [
-    `\`${key}\``,
+    isSettingKey(key) ? `\`${key}\`<br>\`${variableOf(key)}\`` : `\`${key}\``,
     setting.default === null ? (setting.otherwise ?? "") : `\`${setting.default}\``,
     setting.description,
     allowedText(setting),
     `\`${setting.example}\``,
   ];
   const lines = [
-    ["key", "default", "what it says", "allowed", "example"],
+    ["key, variable", "default", "what it says", "allowed", "example"],
     ["---", "---", "---", "---", "---"],
     ...SETTING_KEYS.map((key) => row(key, SETTINGS[key])),
     row("users.NAME", USER_SETTING),

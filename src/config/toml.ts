@@ -58,9 +58,19 @@ export function tomlString(text: string): string {
   return JSON.stringify(text).replaceAll("\u007f", "\\u007f").replace(/\\ud[89a-f][0-9a-f]{2}/g, "\ufffd");
 }
 
-/** A value that stands in no file. */
+/** A value that stands in no file. Throws if it is none, or more than one. */
 export function tomlValue(toml: string): AST.TOMLContentNode {
-  const pair = parseTOML(`x = ${toml}`).body[0].body[0];
-  if (pair?.type !== "TOMLKeyValue") throw new Error(`not a value in TOML: ${toml}`);
+  const pair = tomlPair("x", toml);
+  if (pair === null) throw new Error(`not a value in TOML: ${toml}`);
   return pair.value;
+}
+
+/** As if a file said `name = TOML` and no more. null: it is no value of TOML. */
+export function tomlPair(name: string, toml: string): AST.TOMLKeyValue | null {
+  try {
+    const [pair, ...others] = parseTOML(`${name} = ${toml}`).body[0].body;
+    return pair?.type === "TOMLKeyValue" && others.length === 0 ? pair : null;
+  } catch {
+    return null; // ParseError, or a RangeError for brackets that are nested too deeply.
+  }
 }

@@ -5,6 +5,7 @@ import { strict as assert } from "node:assert";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { connect, eventually } from "./actors.ts";
 import { SERVER } from "./network.ts";
+import type { Process } from "./process.ts";
 import { MAIN } from "./relay.ts";
 import { PRIVATE } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
@@ -172,3 +173,25 @@ for (const [dashes, format] of [
     },
   );
 }
+
+scenario("without a file, by variables alone: it serves, a flag wins, and a wrong name is said", async (stage) => {
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const env = {
+    TRANSPLICE_PROXY_URL: upstream.url(), TRANSPLICE_LOG_FORMAT: "json", TRANSPLICE_LOG_LEVEL: "error",
+    TRANSPLICE_LISTEN: "127.0.0.1:1081,[::1]:1081", TRANSPLICE_WORKERS: "1",
+  };
+  const start = (more: NodeJS.ProcessEnv, ...args: string[]): Process =>
+    stage.keep(stage.net.relay.spawn(process.execPath, [MAIN, ...args], { env: { PATH: process.env["PATH"], ...env, ...more } }));
+  const relay = start({}, "-loglevel", "info");
+  await relay.says(/"transplice is ready"/);
+  const client = await connect(stage.net.relay, SERVER[4], 80);
+  client.write("ping");
+  assert.equal(String(await client.read(4)), "ping");
+  const wrong = start({ TRANSPLICE_LISTNE: "x" });
+  assert.equal((await wrong.exited).code, 1);
+  assert.equal(wrong.output, "TRANSPLICE_LISTNE: is not a setting; did you mean TRANSPLICE_LISTEN?\n");
+  const check = start({}, "check");
+  assert.equal((await check.exited).code, 0);
+  assert.equal(check.output, "the environment: OK\n");
+});

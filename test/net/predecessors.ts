@@ -43,7 +43,7 @@ function build(name: string, versions: readonly string[]): void {
 }
 
 // Inside the sandbox there is no network, and what could be built has been.
-if (process.env["TRANSPLICE_SANDBOX"] === undefined) {
+if (process.env["SANDBOX_INSIDE"] === undefined) {
   for (const [name, versions] of Object.entries(GO_PEERS)) {
     if (!existsSync(`${BIN}${name}`)) build(name, versions);
   }

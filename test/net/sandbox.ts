@@ -21,7 +21,7 @@ import { Process, type SpawnOptions } from "./process.ts";
 /** The files of the sandbox: gone with it. */
 export const PRIVATE = "/run/sandbox";
 
-const INSIDE = "TRANSPLICE_SANDBOX";
+const INSIDE = "SANDBOX_INSIDE";
 const CLONE_NEWNET = 0x40000000;
 
 /** The first process inside: prepares what must be private, then starts the program. */

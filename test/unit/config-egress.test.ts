@@ -501,7 +501,7 @@ test("each row of [[rules]] and [users] has a default or says what holds, and an
     assert.ok(setting.default !== null || setting.otherwise !== undefined, key);
   }
   assert.match(USER_SETTING.description, /^[A-Z].*\.$/);
-  for (const text of ["| `outgoing.deny_sites` |", "| `users.NAME` |", "| `[[rules]] networks` |"]) assert.ok(settingsMarkdown().includes(text), text);
+  for (const text of ["| `outgoing.deny_sites`<br>`TRANSPLICE_OUTGOING_DENY_SITES` |", "| `users.NAME` |", "| `[[rules]] networks` |"]) assert.ok(settingsMarkdown().includes(text), text);
 });
 
 test("whatever stands in the tables, parseConfig answers", () => {

@@ -74,8 +74,8 @@ test("without a service manager nothing is sent, nor for a watchdog that is anot
   const others = { NOTIFY_SOCKET: "/run/x", WATCHDOG_USEC: "2000000", WATCHDOG_PID: "8" };
   assert.deepEqual(read(others), { notifySocket: "/run/x", watchdogMs: null });
   assert.equal(readEnvironment(others, 8).watchdogMs, 2000);
-  new ServiceManager(sys, { notifySocket: null, watchdogMs: null, handover: null, rest: {} }).ready("nobody");
-  new ServiceManager(sys, { notifySocket: `/${"x".repeat(200)}`, watchdogMs: null, handover: null, rest: {} }).ready("too long");
+  new ServiceManager(sys, { notifySocket: null, watchdogMs: null, handover: null, sockets: [], variables: [], rest: {} }).ready("nobody");
+  new ServiceManager(sys, { notifySocket: `/${"x".repeat(200)}`, watchdogMs: null, handover: null, sockets: [], variables: [], rest: {} }).ready("too long");
 });
 
 for (const unit of ["transplice.service", "transplice-egress.service"]) {
