@@ -106,6 +106,8 @@ export class Session implements Task, Waiter, FrontHost {
   #id = 0;
   #startedMs = 0;
   #grantedMs = 0;
+  /** When the first direction's end was passed on. */
+  #halfClosedMs = 0;
   #activeMs = 0;
   #settings!: Settings;
   #upstream!: Upstream;
@@ -863,10 +865,12 @@ export class Session implements Task, Waiter, FrontHost {
     }
     if (up.over && !this.#upFinPassed) {
       this.#upFinPassed = true;
+      this.#halfClosedMs = this.#engine.nowMs;
       this.#passFin(server);
     }
     if (down.over && !this.#downFinPassed) {
       this.#downFinPassed = true;
+      this.#halfClosedMs = this.#engine.nowMs;
       this.#passFin(client);
     }
     return again;
@@ -1012,7 +1016,10 @@ export class Session implements Task, Waiter, FrontHost {
     const up = this.#upFlow?.bytes ?? 0;
     const down = this.#downFlow?.bytes ?? 0;
     const failed = why.reason === "client-reset" || why.reason === "server-reset";
-    socks.ends(why === FINISHED, ms, up, down, ms, ms, failed && this.client.errno !== 0, failed && this.server.errno !== 0);
+    const firstMs = this.#halfClosedMs - this.#grantedMs;
+    const upMs = this.#upFinPassed ? firstMs : ms;
+    const downMs = this.#downFinPassed ? firstMs : ms;
+    socks.ends(why === FINISHED, ms, up, down, upMs, downMs, failed && this.client.errno !== 0, failed && this.server.errno !== 0);
   }
 
   #closeServer(reset: boolean): void {

@@ -318,6 +318,28 @@ scenario("usocksd's metrics have their names and labels", async (stage) => {
   assert.equal(relay.process.exit, null);
 });
 
+scenario("each direction has its own time, as usocksd had it", async (stage) => {
+  echo(stage);
+  const answers = stage.listen(stage.net.internet, SERVER[4], 7000);
+  await egress(stage);
+  const client = await tunnel(stage.net.lan, asked(), { to: SERVER[4], port: 7000 });
+  const server = await answers.accept();
+  client.finish("question");
+  await server.rest();
+  await sleep(1_500);
+  server.finish("answer");
+  await client.rest();
+  let page = "";
+  await eventually("it is counted", async () => {
+    page = await metrics(stage);
+    return sample(page, "usocksd_proxy_rx_seconds_count") === 1;
+  });
+  const tx = sample(page, "usocksd_proxy_tx_seconds_sum");
+  const rx = sample(page, "usocksd_proxy_rx_seconds_sum");
+  assert.ok(rx - tx > 1, `tx ${tx} s, rx ${rx} s`);
+  assert.equal(sample(page, "usocksd_proxy_elapsed_seconds_sum", { result: "success" }), rx);
+});
+
 // ---------------------------------------------------------------------------------------------
 // Limits.
 
