@@ -21,16 +21,14 @@ import { SearchList } from "./search-list.ts";
 import type { EgressHealth } from "./socks-metrics.ts";
 import { parseSecret, Users } from "./users.ts";
 
-/** Of the dials of one address in a window; fewer say nothing. */
+/** Dials in a window that came to something, one way or the other; fewer say nothing. */
 const DIALS_MIN = 30;
 const WINDOW_TICKS = 30;
 /** By one or two, who may have asked for what is nowhere to have it so, nothing is judged. */
 const CLIENTS_MIN = 3;
-/** It is out when so many of its dials got no answer, while of the others' no more than... */
-const FAILED_SHARE = 0.9;
-const OTHERS_SHARE = 0.5;
-/** ...and comes back after so long, to be judged anew. */
+/** So long an address is out that gets no answers; twice as long when it then still gets none. */
 const OUT_TICKS = 60;
+const OUT_DOUBLED_MAX = 6;
 
 export interface EgressOptions {
   readonly sys: Syscalls;
@@ -47,7 +45,9 @@ interface Exit {
   listed: boolean;
   /** Out until this tick. */
   outUntil: number;
-  opened: number;
+  /** Windows in a row that it was found to get no answers in. */
+  strikes: number;
+  answered: number;
   failed: number;
 }
 
@@ -92,7 +92,7 @@ export class EgressControl {
     this.#exits = (egress?.addresses ?? []).map((address) => {
       const text = exitText(address);
       const old = before.get(text);
-      const fresh = { present: true, listed: false, outUntil: 0, opened: 0, failed: 0 };
+      const fresh = { present: true, listed: false, outUntil: 0, strikes: 0, answered: 0, failed: 0 };
       // What lists it is told again, by those that are still asked.
       return { ...fresh, ...old, listed: false, address, text };
     });
@@ -233,33 +233,36 @@ export class EgressControl {
     }
   }
 
-  /** Which addresses get no answers, where the others do? */
+  /**
+   * Which addresses get no answers, where the others do? One that anybody has got an answer by works:
+   * whoever asks for what is nowhere can take no address away from those for whom it works.
+   */
   #judge(): void {
     const { counters, log } = this.#options;
     const counts = new Map(counters.addresses().map((each) => [each.address, each]));
+    const clients = counters.failedClients();
     const window = this.#exits.map((exit) => {
-      const { opened = 0, failed = 0 } = counts.get(exit.text) ?? {};
-      const delta = { exit, opened: opened - exit.opened, failed: failed - exit.failed };
-      exit.opened = opened;
+      const { answered = 0, failed = 0 } = counts.get(exit.text) ?? {};
+      const delta = { exit, answered: answered - exit.answered, failed: failed - exit.failed };
+      exit.answered = answered;
       exit.failed = failed;
       return delta;
     });
-    const clients = counters.failedClients();
-    const opened = window.reduce((sum, each) => sum + each.opened, 0);
-    const failed = window.reduce((sum, each) => sum + each.failed, 0);
-    for (const each of window) {
-      const { exit } = each;
-      const others = (failed - each.failed) / Math.max(1, opened - each.opened);
-      const enough = each.opened >= DIALS_MIN && opened - each.opened >= DIALS_MIN;
+    const answeredAll = window.reduce((sum, each) => sum + each.answered, 0);
+    const failedAll = window.reduce((sum, each) => sum + each.failed, 0);
+    for (const { exit, answered, failed } of window) {
+      if (answered > 0) exit.strikes = 0;
+      const others = answeredAll - answered;
+      const othersWork = others >= DIALS_MIN && others >= failedAll - failed;
       const several = (clients.get(exit.text) ?? 0) >= CLIENTS_MIN;
-      const bad = enough && several && each.failed / each.opened >= FAILED_SHARE && others <= OTHERS_SHARE;
-      const was = exit.outUntil > this.#ticks - WINDOW_TICKS && exit.outUntil > 0;
-      if (bad) {
-        exit.outUntil = this.#ticks + OUT_TICKS;
+      const wasOut = exit.outUntil > 0;
+      if (answered === 0 && failed >= DIALS_MIN && several && othersWork) {
+        const seconds = OUT_TICKS * 2 ** Math.min(exit.strikes++, OUT_DOUBLED_MAX);
+        exit.outUntil = this.#ticks + seconds;
         log.warning("an egress address gets no answers and is not used for a while", {
-          address: exit.text, dials: each.opened, failed: each.failed, seconds: OUT_TICKS,
+          address: exit.text, failed, seconds,
         });
-      } else if (was && exit.outUntil <= this.#ticks) {
+      } else if (wasOut && exit.outUntil <= this.#ticks) {
         exit.outUntil = 0;
         log.info("an egress address is tried again", { address: exit.text });
       }

@@ -395,7 +395,11 @@ function families(numbers: () => Numbers, boundText: (bound: number) => string):
       perAddress(({ opened }) => opened),
     ),
     new Family(
-      "counter", "transplice_egress_failed_total", "Dials from an address that failed.",
+      "counter", "transplice_egress_answered_total", "Dials from an address that were answered, also by a refusal.",
+      perAddress(({ answered }) => answered),
+    ),
+    new Family(
+      "counter", "transplice_egress_failed_total", "Dials from an address that got no answer.",
       perAddress(({ failed }) => failed),
     ),
     new Family(

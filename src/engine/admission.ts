@@ -34,6 +34,11 @@ export class Admission {
     return Atomics.load(this.#words, LIMIT);
   }
 
+  /** The last quarter of the places is being taken. */
+  get crowded(): boolean {
+    return 4 * this.active > 3 * this.limit;
+  }
+
   /** Lets those in who wait, if there is room now. */
   setLimit(tunnels: number): void {
     Atomics.store(this.#words, LIMIT, tunnels);

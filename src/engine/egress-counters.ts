@@ -22,9 +22,10 @@ const ACTIVE = 0;
 const OPENED = 1;
 const FAILED = 2;
 const SPILLED = 3;
+const ANSWERED = 4;
 /** A bit for each client, by a hash, whose dials failed since main has looked: who they were is not known. */
-const FAILED_CLIENTS = 4;
-const ADDRESS_WORDS = 5;
+const FAILED_CLIENTS = 5;
+const ADDRESS_WORDS = 6;
 
 /** The first word of a row says that it has ever been used: most have not, and are not read. */
 const ADDRESSES = 1;
@@ -56,6 +57,11 @@ export class EgressCounters {
     this.#row[ADDRESSES + slot * ADDRESS_WORDS + ACTIVE]!--;
   }
 
+  /** A dial from this address was answered: the connection stood, or it was refused. */
+  answered(slot: number): void {
+    this.#row[ADDRESSES + slot * ADDRESS_WORDS + ANSWERED]!++;
+  }
+
   /** A dial from this address has failed; `client` is a hash of who wanted it. */
   failed(slot: number, client = 0): void {
     const at = ADDRESSES + slot * ADDRESS_WORDS;
@@ -77,6 +83,7 @@ export interface AddressCounts {
   readonly address: string;
   readonly active: number;
   readonly opened: number;
+  readonly answered: number;
   readonly failed: number;
   readonly spilled: number;
 }
@@ -103,7 +110,7 @@ export class EgressReader {
       (slot) => this.#active(slot) === 0,
       (slot) => {
         const at = ADDRESSES + slot * ADDRESS_WORDS;
-        for (let word = at + OPENED; word <= at + SPILLED; word++) this.#restart(word);
+        for (let word = at + OPENED; word <= at + ANSWERED; word++) this.#restart(word);
       },
     );
     this.#rules = new Slots(RULE_SLOTS, () => true, (slot) => this.#restart(RULES + slot));
@@ -130,6 +137,7 @@ export class EgressReader {
         address: name,
         active,
         opened: this.#total(at + OPENED),
+        answered: this.#total(at + ANSWERED),
         failed: this.#total(at + FAILED),
         spilled: this.#total(at + SPILLED),
       });

@@ -85,6 +85,7 @@ export class SocksFront {
   #answer: NameAnswer | null = null;
   #verdict: boolean | null = null;
   #user = "";
+  #outside = false;
 
   /** As the client named it, normalised; "" if it gave an address. */
   name = "";
@@ -131,7 +132,7 @@ export class SocksFront {
 
   /** allow_from does not have it, and no balancer speaks for another: it will be refused. */
   get outside(): boolean {
-    return this.#phase !== PROXY && !this.#egress.access.admits(this.#asker());
+    return this.#phase !== PROXY && this.#outside;
   }
 
   get resolves(): boolean {
@@ -319,7 +320,11 @@ export class SocksFront {
   /** Its address is known: may it come at all? */
   #admit(): Outcome {
     const refusal = this.#enter(0, this.clientHash, this.#egress.settings.perClient);
-    return refusal === null ? "waits" : this.#over(refusal);
+    if (refusal !== null) return this.#over(refusal);
+    this.#outside = !this.#egress.access.admits(this.#asker());
+    // It would hear a refusal, whatever it asks for; while places are few it takes none for that.
+    const inTheWay = this.#outside && this.#engine.admission.crowded;
+    return inTheWay ? this.#over(ending("denied", 0, "allow_from")) : "waits";
   }
 
   #enter(which: 0 | 1, hash: number, quota: Egress["settings"]["perClient"]): Ending | null {

@@ -588,6 +588,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#closeRacers();
     this.#writeCandidate(this.#candidate); // Racers have written theirs.
     sys.getsockname(this.server.fd, rows, this.row + SOURCE);
+    if (this.#slot !== NO_SLOT) this.#engine.exits.answered(this.#slot);
     if (!this.#front!.reply(0, rows, this.row + SOURCE)) return this.#end(ending("client-left"));
     this.#startRelay();
   }
@@ -623,10 +624,12 @@ export class Session implements Task, Waiter, FrontHost {
     this.#end(ending(reason, errno, "", cause));
   }
 
-  /** Silence may be the egress address's fault; a refusal is the destination's, a shortage ours. */
+  /** Silence may be the egress address's fault; a refusal is an answer to it, a shortage our own. */
   #countFailure(slot: number, errno: number): void {
-    if (slot === NO_SLOT || errno === ECONNREFUSED || isShortage(errno)) return;
-    this.#engine.exits.failed(slot, this.#front!.clientHash);
+    const { exits } = this.#engine;
+    if (slot === NO_SLOT || isShortage(errno)) return;
+    if (errno === ECONNREFUSED) exits.answered(slot);
+    else exits.failed(slot, this.#front!.clientHash);
   }
 
   #candidateFailed(errno: number): void {

@@ -21,7 +21,7 @@ import {
   WHOLE_POOL,
 } from "./dmz.ts";
 import { type Answer, Names, SERVFAIL } from "./names.ts";
-import { FAMILIES, SERVER } from "./network.ts";
+import { FAMILIES, LAN, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { PRIVATE } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
@@ -532,6 +532,51 @@ for (const policy of ["use-all", "use-clean"] as const) {
     else assert.deepEqual([...new Set(after.values())], [clean]);
   });
 }
+
+scenario(
+  "an address that gets no answers is left, where the others do: told, and a metric",
+  async (stage) => {
+    web(stage);
+    const { lan, internet } = stage.net;
+    const relay = await egress(stage, { outgoing: { addresses: POOL[4] }, timeouts: { dial: "1s" } });
+    const before = await sources(stage, CLIENTS[4], SERVER[4]);
+    const bad = favourite(before);
+    const its = those(before, bad);
+    // The way back to it is lost. A client is but one, however often it asks: three are needed.
+    internet.ip(`route add blackhole ${bad}/32`);
+    stage.finally(() => internet.ip(`route delete blackhole ${bad}/32`));
+    const clients = Array.from({ length: 40 }, (_, i) => `172.16.5.${i}`);
+    const failed = async (): Promise<number> =>
+      sample(await metrics(stage), "transplice_egress_failed_total", { address: bad });
+    relay.configure(settingsOf({
+      incoming: { proxy_protocol_from: [LAN[4]] },
+      outgoing: { addresses: POOL[4] },
+      timeouts: { dial: "1s" },
+    }));
+    await relay.reload();
+    const dials = async (): Promise<void> => {
+      const target = { to: SERVER[4], port: 80 };
+      const preambles = clients.map((client) => `PROXY TCP4 ${client} 192.0.2.2 1 1080\r\n`);
+      const asking = preambles.map((preamble) => ask(lan, asked(), { ...target, preamble }));
+      for (const { peer } of await Promise.all(asking)) peer.destroy();
+    };
+    await eventually("thirty dials get no answer", async () => {
+      await dials();
+      return (await failed()) >= 30;
+    }, 30_000);
+    const usable = async (): Promise<number> =>
+      sample(await metrics(stage), "transplice_egress_usable", { address: bad });
+    await eventually("it is a metric", async () => {
+      await dials();
+      return (await usable()) === 0;
+    }, 70_000);
+    const told = await relay.logged("it is told", (entry) => /gets no answers/.test(entry.message));
+    assert.equal(told["address"], bad);
+    const after = await sources(stage, CLIENTS[4], SERVER[4]);
+    assert.deepEqual(moved(before, after).sort(), its.sort());
+  },
+  { timeoutMs: 120_000 },
+);
 
 scenario("the sources are a metric, and the log names them", async (stage) => {
   web(stage);

@@ -84,6 +84,18 @@ scenario("who is outside allow_from holds no place for long", async (stage) => {
   assert.equal((await refused.read(4))[3], 2);
 });
 
+scenario("who is outside allow_from leaves the last places to those inside", async (stage) => {
+  web(stage);
+  const incoming = { allow_from: [LAN[4]] };
+  const it = await egress(stage, { ...ONE, max_connections: 8, incoming });
+  const dials = Array.from({ length: 8 }, () => dial(stage.net.lan, asked(), CLIENTS[4][0]!));
+  const outsiders = await Promise.all(dials);
+  // Before the first of them has gone by itself, which takes two seconds.
+  await tunnel(stage.net.lan, asked(), { to: SERVER[4], port: 80 });
+  assert.equal(outsiders.filter(({ end }) => end === null).length, 6);
+  await it.logged("why", ({ reason, ...entry }) => reason === "denied" && JSON.stringify(entry).includes("allow_from"));
+});
+
 async function page(stage: Stage): Promise<string> {
   const peer = await connect(stage.net.lan, PROXY[4], METRICS_PORT);
   peer.write("GET /metrics HTTP/1.1\r\nHost: m\r\nConnection: close\r\n\r\n");

@@ -255,13 +255,18 @@ export class SocksWorld extends World {
     reader.addressSlots(this.#exits.addresses.map((_, slot) => `${slot}`));
     const silent = this.#hosts.some(({ fate }) => fate !== "works" && fate !== "refusal") ||
       this.#calls.some(({ servers }) => servers.some(({ tcp }) => tcp.hasReset));
-    for (const { address, active, opened, failed, spilled } of reader.addresses()) {
+    const granted = this.#calls.filter(({ client }) => client !== null && client.granted !== null).length;
+    let answers = 0;
+    for (const { address, active, opened, answered, failed, spilled } of reader.addresses()) {
+      answers += answered;
       const index = Number(address);
       assert.equal(active, 0, "a connection is counted that is over");
       assert(failed === 0 || silent, "a failure is put on an address, though every host answers");
+      assert(answered + failed <= opened, "a dial has come to two things");
       if (this.#exits.hasNoPorts(index)) assert.equal(opened, 0);
       else if (!this.#mayFail) assert.equal(spilled, 0, "an address with ports was spilled over");
     }
+    if (this.#exits.addresses.length > 0) assert(answers >= granted, "an answer was not counted");
   }
 
   // The verdict on one call.
@@ -537,6 +542,8 @@ export class SocksWorld extends World {
       ? this.#expect(admitted, login ? said.user : "", port, name, hosts) : [mistake];
     const outside = !balanced && !caller.admitted;
     if (outside) permitted.push({ said: "nothing", reason: "client-timeout" });
+    // While places are few.
+    if (!admitted) permitted.push({ said: "nothing", reason: "denied" });
     if (isLimited(perClient)) permitted.push({ said: "nothing", reason: "too-many" });
     if (login && isLimited(perUser)) permitted.push({ said: "reply 2", reason: "too-many" });
     const call: Call = {

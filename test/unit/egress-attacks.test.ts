@@ -76,34 +76,97 @@ describe("a rate is no more than was written", () => {
 });
 
 describe("the health of addresses", () => {
-  const silent = { debug() {}, info() {}, warning() {}, error() {}, critical() {} };
-  /** Of two addresses, whose worse one has failed for these clients and served none. */
-  const usable = (clients: readonly number[]): boolean => {
-    const shared = new SharedArrayBuffer(egressCountersBytes(1));
-    const counters = new EgressReader(shared);
-    const worker = new EgressCounters(shared, 0);
-    const control = new EgressControl({
-      sys: linux(), log: silent as unknown as Log, counters, onChange: () => {},
-    });
-    const parsed = parseConfig('[incoming]\n[outgoing]\naddresses = ["127.0.0.1", "127.0.0.2"]\n', "f");
-    assert.ok("config" in parsed);
-    control.configure(parsed.config);
-    const [bad, good] = counters.addressSlots(["127.0.0.1", "127.0.0.2"]);
-    for (let i = 0; i < 60; i++) {
-      worker.opened(bad!);
-      worker.failed(bad!, clients[i % clients.length]);
-      worker.opened(good!);
+  const WINDOW = 30;
+
+  /** Two addresses, of which the first gets no answers; and what the log says. */
+  class Pool {
+    readonly said: string[] = [];
+    readonly #control: EgressControl;
+    readonly #worker: EgressCounters;
+    readonly #slots: readonly number[];
+
+    constructor() {
+      const say = (message: string, fields?: object): void => void this.said.push(`${message} ${JSON.stringify(fields)}`);
+      const log = { debug: say, info: say, warning: say, error: say, critical: say } as unknown as Log;
+      const shared = new SharedArrayBuffer(egressCountersBytes(1));
+      const counters = new EgressReader(shared);
+      this.#worker = new EgressCounters(shared, 0);
+      this.#control = new EgressControl({ sys: linux(), log, counters, onChange: () => {} });
+      const parsed = parseConfig('[incoming]\n[outgoing]\naddresses = ["127.0.0.1", "127.0.0.2"]\n', "f");
+      assert.ok("config" in parsed);
+      this.#control.configure(parsed.config);
+      this.#slots = counters.addressSlots(["127.0.0.1", "127.0.0.2"]);
     }
-    for (let tick = 0; tick < 30; tick++) control.tick(false);
-    control.close();
-    return control.health("127.0.0.1")!.usable;
+
+    /** `failed` dials by the first address, of these clients in turn, and others as they are named. */
+    dial({ clients = [1, 2, 3, 4], failed = 60, answered = 0, others = 60, othersFailed = 0 } = {}): void {
+      const [bad, good] = this.#slots;
+      for (let i = 0; i < failed; i++) this.#worker.failed(bad!, clients[i % clients.length]);
+      for (let i = 0; i < answered; i++) this.#worker.answered(bad!);
+      for (let i = 0; i < others; i++) this.#worker.answered(good!);
+      for (let i = 0; i < othersFailed; i++) this.#worker.failed(good!, 9);
+    }
+
+    pass(seconds: number): void {
+      for (let i = 0; i < seconds; i++) this.#control.tick(false);
+    }
+
+    get usable(): boolean {
+      return this.#control.health("127.0.0.1")!.usable;
+    }
+  }
+
+  /** After one window of such dials. */
+  const usable = (dials: Parameters<Pool["dial"]>[0]): boolean => {
+    const pool = new Pool();
+    pool.dial(dials);
+    pool.pass(WINDOW);
+    return pool.usable;
   };
 
+  it("one that gets no answers is out", () => assert.equal(usable({}), false));
   it("one client that asks for what is nowhere takes no address from the others", () => {
-    assert.equal(usable([7]), true);
-    assert.equal(usable([7, 8]), true);
+    assert.equal(usable({ clients: [7] }), true);
+    assert.equal(usable({ clients: [7, 8] }), true);
   });
-  it("an address that works for nobody is taken out", () => assert.equal(usable([7, 8, 9]), false));
+  it("nor do thirty, from an address that works for anybody", () => {
+    const clients = Array.from({ length: 30 }, (_, i) => i);
+    assert.equal(usable({ clients, failed: 3000, answered: 1 }), true);
+  });
+  it("few dials say nothing, nor do many when the others get no more answers", () => {
+    assert.equal(usable({ failed: 29 }), true);
+    assert.equal(usable({ others: 29 }), true);
+    assert.equal(usable({ others: 60, othersFailed: 61 }), true);
+  });
+  it("is tried again after a minute, after two, after four; and when it has worked, after one", () => {
+    const pool = new Pool();
+    for (const seconds of [60, 120, 240]) {
+      pool.dial();
+      pool.pass(WINDOW);
+      assert.match(pool.said.at(-1)!, new RegExp(`gets no answers.*"seconds":${seconds}`));
+      pool.pass(seconds - 1);
+      assert.equal(pool.usable, false);
+      pool.pass(1);
+      assert.equal(pool.usable, true);
+      assert.match(pool.said.at(-1)!, /tried again/);
+    }
+    pool.dial({ failed: 5, answered: 5 });
+    pool.pass(WINDOW);
+    pool.dial();
+    pool.pass(WINDOW);
+    assert.match(pool.said.at(-1)!, /"seconds":60/);
+  });
+  it("is never out for longer than 64 minutes", () => {
+    const pool = new Pool();
+    for (let i = 0; i < 9; i++) {
+      pool.dial();
+      pool.pass(WINDOW);
+      assert.equal(pool.usable, false);
+      pool.pass(3840);
+      assert.equal(pool.usable, true);
+    }
+    assert.match(pool.said.at(-2)!, /"seconds":3840/);
+  });
 });
 
 describe("a kernel without IPv6", () => {

@@ -128,6 +128,7 @@ test("addresses and rules are counted over all workers, under their names", () =
     worker.opened(a);
     worker.opened(a);
     worker.ended(a);
+    worker.answered(a);
     worker.failed(b);
     worker.denied(deny);
   }
@@ -135,8 +136,8 @@ test("addresses and rules are counted over all workers, under their names", () =
   workers[2]!.denied(limit);
   for (let again = 0; again < 2; again++) {
     assert.deepEqual(reader.addresses(), [
-      { address: "192.0.2.1", active: 3, opened: 6, failed: 0, spilled: 1 },
-      { address: "192.0.2.2", active: 0, opened: 0, failed: 3, spilled: 0 },
+      { address: "192.0.2.1", active: 3, opened: 6, answered: 3, failed: 0, spilled: 1 },
+      { address: "192.0.2.2", active: 0, opened: 0, answered: 0, failed: 3, spilled: 0 },
     ]);
     assert.deepEqual(reader.denied(), [{ rule: "deny_sites", denied: 3 }, { rule: "mail-only", denied: 1 }]);
   }
@@ -191,15 +192,16 @@ test("when every slot was someone's, who has been away for longest gives up his,
   workers[0]!.opened(slots[1]!);
   workers[0]!.ended(slots[1]!);
   reader.addresses();
-  workers[0]!.failed(slots[1]!); // And this was never looked at.
+  workers[0]!.failed(slots[1]!);
+  workers[0]!.answered(slots[1]!); // And these were never looked at.
   const kept = names.slice(3);
   assert.deepEqual(reader.addressSlots([...kept, "new"]).at(-1), slots[1]);
-  const found = new Map(reader.addresses().map(({ address, opened, failed }) => [address, opened + failed]));
+  const found = new Map(reader.addresses().map(({ address, opened, answered, failed }) => [address, opened + answered + failed]));
   assert.deepEqual([found.get("n0"), found.get("n1"), found.get("n2"), found.get("new")], [1, undefined, undefined, 0]);
   // One is left for two, as the other is in use: it shares the slot behind the last.
   assert.deepEqual(reader.addressSlots([...kept, "new", "newer", "newest"]).slice(-2), [slots[2], ADDRESS_SLOTS]);
   workers[0]!.failed(ADDRESS_SLOTS);
-  assert.deepEqual(reader.addresses().at(-1), { address: OTHERS, active: 0, opened: 0, failed: 1, spilled: 0 });
+  assert.deepEqual(reader.addresses().at(-1), { address: OTHERS, active: 0, opened: 0, answered: 0, failed: 1, spilled: 0 });
 });
 
 test("rules beyond the slots share one", () => {

@@ -74,6 +74,7 @@ class World {
     this.egress[0].opened(v4);
     this.egress[1].opened(v4);
     this.egress[1].ended(v4);
+    this.egress[1].answered(v4);
     this.egress[1].failed(prefix);
     this.egress[1].spilled(prefix);
     const [rule] = this.reader.ruleSlots(["mail-only", "deny_ports"]) as [number];
@@ -216,6 +217,7 @@ test("numbers stand under their names, and are those of now", async (context) =>
     'transplice_socks4_userid_total{result="ok"}': 1,
     'transplice_egress_active_connections{address="192.0.2.1"}': 1,
     'transplice_egress_opened_total{address="192.0.2.1"}': 2,
+    'transplice_egress_answered_total{address="192.0.2.1"}': 1,
     'transplice_egress_failed_total{address="192.0.2.1"}': 0,
     'transplice_egress_failed_total{address="2001:db8::/64"}': 1,
     'transplice_egress_spilled_total{address="2001:db8::/64"}': 1,
