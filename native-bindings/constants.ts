@@ -54,6 +54,8 @@ export const SO_LINGER = 13;
 export const SO_REUSEPORT = 15;
 export const SO_BINDTODEVICE = 25;
 export const SO_MARK = 36;
+export const SO_ATTACH_REUSEPORT_CBPF = 51;
+export const IPPROTO_RAW = 255;
 export const SOL_IP = 0;
 export const IP_FREEBIND = 15;
 export const IP_TRANSPARENT = 19;
@@ -61,6 +63,7 @@ export const IP_BIND_ADDRESS_NO_PORT = 24;
 export const SO_ORIGINAL_DST = 80;
 export const SOL_IPV6 = 41;
 export const IPV6_V6ONLY = 26;
+export const IPV6_HDRINCL = 36;
 export const IPV6_TRANSPARENT = 75;
 export const IP6T_SO_ORIGINAL_DST = 80;
 
@@ -90,6 +93,8 @@ export const TCP_KEEPIDLE = 4;
 export const TCP_KEEPINTVL = 5;
 export const TCP_KEEPCNT = 6;
 export const TCP_USER_TIMEOUT = 18;
+export const TCP_SAVE_SYN = 27;
+export const TCP_SAVED_SYN = 28;
 /** ioctl: bytes sent and not yet acknowledged, plus those not yet sent. */
 export const SIOCOUTQ = 0x5411;
 

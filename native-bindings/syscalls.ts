@@ -48,6 +48,11 @@ export interface Syscalls {
 
   recv(fd: number, into: Memory, at: number, length: number, flags: number): Result;
   send(fd: number, from: Memory, at: number, length: number, flags: number): Result;
+  /** send to the sockaddr of `toLength` bytes at to[toAt]. */
+  sendto(
+    fd: number, from: Memory, at: number, length: number, flags: number,
+    to: Memory, toAt: number, toLength: number,
+  ): Result;
   read(fd: number, into: Memory, at: number, length: number): Result;
   write(fd: number, from: Memory, at: number, length: number): Result;
   splice(from: number, to: number, length: number, flags: number): Result;
@@ -95,6 +100,7 @@ export function linux(): Syscalls {
     close: libc.func("int close(int)"),
     recv: libc.func("int recv(int, uintptr_t, size_t, int)"),
     send: libc.func("int send(int, uintptr_t, size_t, int)"),
+    sendto: libc.func("int sendto(int, uintptr_t, size_t, int, uintptr_t, uint32_t)"),
     read: libc.func("int read(int, uintptr_t, size_t)"),
     write: libc.func("int write(int, uintptr_t, size_t)"),
     splice: libc.func("int splice(int, uintptr_t, int, uintptr_t, size_t, unsigned int)"),
@@ -170,6 +176,8 @@ export function linux(): Syscalls {
 
     recv: (fd, into, at, size, flags) => answer(c.recv(fd, into.address + at, size, flags)),
     send: (fd, from, at, size, flags) => answer(c.send(fd, from.address + at, size, flags)),
+    sendto: (fd, from, at, size, flags, to, toAt, toLength) =>
+      answer(c.sendto(fd, from.address + at, size, flags, to.address + toAt, toLength)),
     read: (fd, into, at, size) => answer(c.read(fd, into.address + at, size)),
     write: (fd, from, at, size) => answer(c.write(fd, from.address + at, size)),
     splice: (from, to, size, flags) => answer(c.splice(from, 0, to, 0, size, flags)),

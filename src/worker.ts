@@ -30,6 +30,10 @@ export type Order =
   | { readonly kind: "listen"; readonly fds: readonly number[]; readonly role: Role }
   /** Answered by "unlistened": then main may close them. */
   | { readonly kind: "unlisten"; readonly fds: readonly number[] }
+  /** A queue of SYNs. */
+  | { readonly kind: "hold"; readonly fd: number; readonly queue: number; readonly lane: number }
+  /** Answered by "unlistened", too. Unless what it holds is let go, the fd is needed to the end. */
+  | { readonly kind: "unhold"; readonly fd: number; readonly letGo: boolean }
   | { readonly kind: "answer"; readonly answer: Answer }
   /** Accept no more, and exit when the last tunnel is over. */
   | { readonly kind: "drain" }
@@ -76,6 +80,7 @@ function work(start: WorkerStart): void {
     ...start,
     sys,
     clock: () => Math.floor(performance.now()),
+    exactClock: () => performance.now(),
     wallClock: () => performance.timeOrigin + performance.now(),
     ask: (question) => report({ kind: "question", question }),
     toAscii: domainToASCII,
@@ -96,6 +101,13 @@ function work(start: WorkerStart): void {
       case "unlisten":
         for (const fd of order.fds) engine.unlisten(fd);
         report({ kind: "unlistened", fds: order.fds });
+        break;
+      case "hold":
+        engine.holdSyns(order.fd, order.queue, order.lane);
+        break;
+      case "unhold":
+        engine.stopSyns(order.fd, order.letGo);
+        report({ kind: "unlistened", fds: [order.fd] });
         break;
       case "answer":
         engine.answer(order.answer);

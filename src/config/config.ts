@@ -147,6 +147,17 @@ export interface Config {
     readonly trust: Trust;
     /** Where the upstream's answer, or its absence, says nothing. */
     readonly unknownAs: Exclude<Cause, "unknown" | "not-allowed">;
+    /** SYNs are held until it is known. null: the kernel completes every connection. */
+    readonly truthful: {
+      /** Where it cannot be had, do not start. */
+      readonly required: boolean;
+      readonly timeoutAs: "silence" | "host-unreachable";
+      readonly answer: "raw" | "reject";
+      /** The first NFQUEUE number. */
+      readonly queue: number;
+      /** Where our eight bits of the mark begin. */
+      readonly markShift: number;
+    } | null;
   };
   /** What "transplice firewall" makes rules of. */
   readonly firewall: FirewallConfig;

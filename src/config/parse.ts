@@ -463,6 +463,13 @@ function crossCheck(
       ),
     );
   }
+  const ours = 0xff * 2 ** Number(values["connect.mark_shift"] ?? 0);
+  for (const key of values["connect.truthful"] === true ? (["mark", "firewall.tproxy_mark"] as const) : []) {
+    const mark = (values[key] as number | null | undefined) ?? 0;
+    if (((mark & ours) >>> 0) !== 0) {
+      problems.push(file.about(key, `has some of the eight bits of the mark that connect.mark_shift gives to SYNs (0x${ours.toString(16)}); set another mark, or move them`));
+    }
+  }
   // The kernel's own tables: compat, default, main, local.
   if ([252, 253, 254, 255].includes(values["firewall.tproxy_table"] as number)) {
     problems.push(file.about("firewall.tproxy_table", "is one of the kernel's own routing tables (252 to 255)"));
@@ -529,7 +536,17 @@ function assembled(values: Values, relays: readonly Relay[], egress: EgressConfi
       pipeBytes: values["limits.pipe_size"],
     },
     pipelined: values["upstream.pipelined"],
-    connect: { trust: values["connect.trust"], unknownAs: values["connect.unknown_as"] },
+    connect: {
+      trust: values["connect.trust"],
+      unknownAs: values["connect.unknown_as"],
+      truthful: !values["connect.truthful"] || values.proxy_url === null ? null : {
+        required: values["connect.without"] === "refuse",
+        timeoutAs: values["connect.timeout_as"],
+        answer: values["connect.answer"],
+        queue: values["connect.queue"],
+        markShift: values["connect.mark_shift"],
+      },
+    },
     firewall: {
       backend: values["firewall.backend"],
       manage: values["firewall.manage"],
@@ -581,7 +598,7 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
     );
   }
   if (upstream === null) {
-    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "connect.trust", "connect.unknown_as", "firewall.manage"] as const) {
+    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "connect.trust", "connect.unknown_as", "connect.truthful", "firewall.manage"] as const) {
       if (file.has(key)) {
         warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
       }

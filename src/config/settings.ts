@@ -277,6 +277,54 @@ export const SETTINGS = {
     description: "What a client is told when the upstream failed, or nothing is known of the destination.",
     example: '"refused"',
   },
+  "connect.truthful": {
+    kind: "boolean",
+    default: "false",
+    description:
+      "Hold each connection's first packet (SYN) until the upstream has answered, so that connect() tells the application what became of it. It takes rules of `transplice firewall`, CAP_NET_ADMIN, and CAP_NET_RAW.",
+    example: "true",
+  },
+  "connect.without": {
+    kind: "enum",
+    values: ["go-on", "refuse"],
+    default: '"go-on"',
+    description:
+      "Where `truthful` cannot be had: go on without it, and say so in the log, or refuse to start.",
+    example: '"refuse"',
+  },
+  "connect.timeout_as": {
+    kind: "enum",
+    values: ["silence", "host-unreachable"],
+    default: '"silence"',
+    description:
+      "With `truthful`, what a client hears whose destination does not answer: nothing, so that it waits as long as it would have without a proxy, or that the host cannot be reached.",
+    example: '"host-unreachable"',
+  },
+  "connect.answer": {
+    kind: "enum",
+    values: ["raw", "reject"],
+    default: '"raw"',
+    description:
+      "With `truthful`, what sends refusals: transplice on a raw socket, or REJECT rules, whose ICMP errors the kernel limits to a few in a second.",
+    example: '"reject"',
+  },
+  "connect.queue": {
+    kind: "integer",
+    min: 0,
+    max: 65_000,
+    default: "1081",
+    description: "With `truthful`, the first of the NFQUEUE numbers; there is one for each worker.",
+    example: "10",
+  },
+  "connect.mark_shift": {
+    kind: "integer",
+    min: 0,
+    max: 24,
+    default: "16",
+    description:
+      "With `truthful`, eight bits of the firewall mark from this one on are transplice's, on SYNs that it has held; no rule of the host may depend on them.",
+    example: "8",
+  },
   "incoming.port": {
     kind: "integer",
     min: 1,

@@ -4,7 +4,7 @@
  */
 import type { PortRange } from "../policy/access.ts";
 import { merged } from "./firewall-nft.ts";
-import { type FamilyPlan, type FirewallPlan, isRouting } from "./firewall-plan.ts";
+import { type FamilyPlan, type FirewallPlan, isRouting, markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-plan.ts";
 
 const PREFIX = "TRANSPLICE_";
 /** Stands in a table that was not there before us, so that we can tell when we go. */
@@ -28,21 +28,25 @@ const DRAIN = `${PREFIX}DRAIN`;
 const MULTIPORT_MAX = 15;
 
 export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables {
-  const chains: string[] = [];
-  const rules: string[] = [];
-  const jumps: string[] = [];
-  const mark = `0x${plan.mark.toString(16)}`;
-  const tproxy = `-j TPROXY --on-port ${family.port} --on-ip ${family.address} --tproxy-mark ${mark}/0xffffffff`;
+  const tables = new Map<string, { chains: string[]; rules: string[]; jumps: string[] }>();
+  const masked = `${hex(plan.mark)}/${hex(markMask(plan))}`;
+  const tproxy = `-j TPROXY --on-port ${family.port} --on-ip ${family.address} --tproxy-mark ${masked}`;
   const isRefused = plan.stage === "refused";
-  const hook = (name: "OUTPUT" | "PREROUTING" | "FORWARD", target: string): void => {
+  const hook = (table: string, name: "OUTPUT" | "PREROUTING" | "FORWARD", targets: readonly string[]): void => {
+    const { chains, rules, jumps } = tables.get(table) ?? { chains: [], rules: [], jumps: [] };
+    tables.set(table, { chains, rules, jumps });
     const [gate, nets, allow, ports] = ["", "_NET", "_ALLOW", "_PORT"].map((end) => `${PREFIX}${name}${end}`) as [string, string, string, string];
     chains.push(gate, nets, allow, ports);
     // What others accept before us would not be refused. What stands goes on.
-    jumps.push(isRefused ? `-I ${name} -p tcp ${SYN} -j ${gate}` : `-A ${name} -p tcp -j ${gate}`);
+    if (isRefused) jumps.push(`-I ${name} -p tcp ${SYN} -j ${gate}`);
+    else jumps.push(`-A ${name} -p tcp ${table === "raw" ? `${SYN} ` : ""}-j ${gate}`);
     const add = (chain: string, rule: string): void => void rules.push(`-A ${chain} ${rule}`);
-    const tcp = isRouting(plan);
-    if (name === "PREROUTING" && tcp && plan.output) add(gate, `-i lo -p tcp -m mark --mark ${mark} ${tproxy}`);
-    if (tcp) add(gate, "-m conntrack --ctdir REPLY -j RETURN");
+    const routes = isRouting(plan) && table === "mangle";
+    if (name === "PREROUTING" && routes && plan.output) {
+      add(gate, `-i lo -p tcp -m mark --mark ${markMask(plan) === ALL_BITS ? hex(plan.mark) : masked} ${tproxy}`);
+    }
+    if (routes) add(gate, "-m conntrack --ctdir REPLY -j RETURN");
+    if (routes && plan.queues?.reject) add(gate, `-m mark ! --mark 0x0/${hex(rejectMask(plan.queues))} -j RETURN`);
     if (name !== "OUTPUT") {
       for (const iface of plan.interfaces) add(gate, `-i ${iface} -g ${nets}`);
     } else {
@@ -59,22 +63,64 @@ export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables
     for (const some of chunks(plan.excludePorts)) add(allow, `-p tcp -m multiport --dports ${some} -j RETURN`);
     for (const some of chunks(plan.ports ?? [])) add(allow, `-p tcp -m multiport --dports ${some} -g ${ports}`);
     if (plan.ports === null) add(allow, `-g ${ports}`);
-    add(ports, `-p tcp ${target}`);
+    for (const target of targets) add(ports, `-p tcp ${target}`);
   };
-  const draining: [string, OwnTable][] = plan.mode === "tproxy" ? [] : [["nat", {
-    chains: [DRAIN], rules: [`-A ${DRAIN} -m conntrack --ctstate ESTABLISHED -j RETURN`],
-  }]];
-  if (plan.stage === "draining") return new Map(draining);
+  const answer = (): OwnTables => new Map([...tables].map(([table, { chains, rules, jumps }]) => [table, { chains, rules: [...rules, ...jumps] }]));
+  if (plan.stage !== "engaged" && plan.mode !== "tproxy") {
+    tables.set("nat", { chains: [DRAIN], rules: [`-A ${DRAIN} -m conntrack --ctstate ESTABLISHED -j RETURN`], jumps: [] });
+  }
+  if (plan.stage === "draining") return answer();
   if (isRefused) {
-    if (plan.output) hook("OUTPUT", "-j REJECT --reject-with tcp-reset");
-    if (plan.interfaces.length > 0) hook("FORWARD", "-j REJECT --reject-with tcp-reset");
-    return new Map([["filter", { chains, rules: [...rules, ...jumps] }], ...draining]);
+    if (plan.output) hook("filter", "OUTPUT", ["-j REJECT --reject-with tcp-reset"]);
+    if (plan.interfaces.length > 0) hook("filter", "FORWARD", ["-j REJECT --reject-with tcp-reset"]);
+    return answer();
   }
   const redirect = `-j REDIRECT --to-ports ${family.port}`;
-  if (plan.output) hook("OUTPUT", plan.mode === "redirect" ? redirect : `-j MARK --set-xmark ${mark}/0xffffffff`);
-  if (plan.interfaces.length > 0 || plan.mode === "tproxy") hook("PREROUTING", plan.mode === "redirect" ? redirect : tproxy);
-  return new Map([[plan.mode === "redirect" ? "nat" : "mangle", { chains, rules: [...rules, ...jumps] }]]);
+  const table = plan.mode === "redirect" ? "nat" : "mangle";
+  if (plan.output) hook(table, "OUTPUT", [plan.mode === "redirect" ? redirect : `-j MARK --set-xmark ${masked}`]);
+  if (plan.interfaces.length > 0 || plan.mode === "tproxy") hook(table, "PREROUTING", [plan.mode === "redirect" ? redirect : tproxy]);
+  if (plan.queues === null) return answer();
+  // Before conntrack has seen them. A queue ends its table: what is let go meets the next one.
+  const queues = queueTargets(plan.queues, family.family);
+  if (plan.output) hook("raw", "OUTPUT", queues);
+  if (plan.interfaces.length > 0) hook("raw", "PREROUTING", queues);
+  if (plan.queues.reject) tables.set("filter", rejections(plan, plan.queues, family.family));
+  return answer();
 }
+
+/**
+ * A SYN that is handed over is rejected where it would come in. TPROXY's does not get there with an
+ * ICMP error; so it is not handed over, and rejected where it would be forwarded.
+ */
+function rejections(
+  plan: FirewallPlan, queues: NonNullable<FirewallPlan["queues"]>, family: 4 | 6,
+): { chains: string[]; rules: string[]; jumps: string[] } {
+  const chain = `${PREFIX}REJECT`;
+  const rules = REJECTIONS.map((kinds, kind) =>
+    `-A ${chain} -p tcp -m mark --mark ${hex(rejectMark(queues, kind))}/${hex(rejectMask(queues))} -j REJECT --reject-with ${kinds[family]}`);
+  const hooks = [...(plan.output ? ["OUTPUT"] : []), ...(plan.interfaces.length === 0 ? [] : [plan.mode === "tproxy" ? "FORWARD" : "INPUT"])];
+  // With net.ipv4.fwmark_reflect the reset has the same mark.
+  const jumps = hooks.map((name) => `-I ${name} -p tcp ${SYN} -m mark ! --mark 0x0/${hex(rejectMask(queues))} -j ${chain}`);
+  return { chains: [chain], rules, jumps };
+}
+
+/**
+ * The kernel's own balance looks at the addresses only: one client would have one queue. So it goes by
+ * the source port; not by its lowest bit, which is the same in all ports that the kernel chooses.
+ */
+function queueTargets({ first, lanes }: NonNullable<FirewallPlan["queues"]>, family: 4 | 6): string[] {
+  const to = (lane: number): string => `-j NFQUEUE --queue-num ${first + lane} --queue-bypass`;
+  const header = family === 4 ? "0x0>>0x16&0x3c@0x0" : "0x28";
+  const parts = [2, 4, 8].includes(lanes) ? lanes : 16;
+  const targets: string[] = [];
+  for (let part = 0; lanes > 1 && part < parts; part++) {
+    targets.push(`-m u32 --u32 "${header}>>0x11&${hex(parts - 1)}=${hex(part)}" ${to(part % lanes)}`);
+  }
+  return [...targets, to(0)];
+}
+
+const ALL_BITS = 0xffff_ffff;
+const hex = (number: number): string => `0x${number.toString(16)}`;
 
 function exemptions(plan: FirewallPlan): string[] {
   const own = plan.own === null ? [] : ["mark" in plan.own ? `-m mark --mark 0x${plan.own.mark.toString(16)}` : `-m owner --uid-owner ${plan.own.uid}`];

@@ -6,7 +6,7 @@
 import { readFileSync } from "node:fs";
 import { iptablesRules, NEW_TABLE, type OwnTables, ownTables, tablesOf, transition } from "./firewall-iptables.ts";
 import { NFT_REMOVAL, NFT_TABLE, nftRules } from "./firewall-nft.ts";
-import { type FirewallPlan, isRouting, ROUTE_PROTOCOL, routeOf, ruleOf } from "./firewall-plan.ts";
+import { type FirewallPlan, isRouting, markMask, ROUTE_PROTOCOL, routeOf, ruleOf } from "./firewall-plan.ts";
 import { type FirewallBackend, iptablesTool, missing, must, type Ran, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
 
 export const NONE: OwnTables = new Map();
@@ -181,7 +181,7 @@ async function dropEmpty(backend: FirewallBackend, family: 4 | 6, before: OwnTab
   }
 }
 
-interface IpRule { readonly priority: number; readonly fwmark?: string; readonly table: string; readonly protocol?: string }
+interface IpRule { readonly priority: number; readonly fwmark?: string; readonly fwmask?: string; readonly table: string; readonly protocol?: string }
 
 async function rulesOf(family: 4 | 6): Promise<IpRule[]> {
   const ran = await run("ip", ["-json", `-${family}`, "rule"]);
@@ -193,7 +193,7 @@ export const isAnyRouted = async (): Promise<boolean> => (await Promise.all(FAMI
 
 export async function isRouted(family: 4 | 6, plan: FirewallPlan): Promise<boolean> {
   const rules = await rulesOf(family);
-  if (!rules.some(({ fwmark, table }) => Number(fwmark) === plan.mark && table === `${plan.table}`)) return false;
+  if (!rules.some(({ fwmark, fwmask = "0xffffffff", table }) => Number(fwmark) === plan.mark && Number(fwmask) === markMask(plan) && table === `${plan.table}`)) return false;
   return (await routesIn(family, plan)).includes(`proto ${ROUTE_PROTOCOL}`);
 }
 

@@ -2,7 +2,7 @@
  * FirewallPlan -> one nft table of our own, replaced or removed in one transaction. Pure.
  */
 import type { PortRange } from "../policy/access.ts";
-import { type FamilyPlan, type FirewallPlan, isRouting } from "./firewall-plan.ts";
+import { type FamilyPlan, type FirewallPlan, isRouting, markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-plan.ts";
 
 export const NFT_TABLE = "inet transplice";
 
@@ -17,6 +17,9 @@ export function nftRules(plan: FirewallPlan): string {
   const chains = [
     ...(plan.output ? chainOf(plan, "output") : []),
     ...(plan.interfaces.length > 0 || isRouting(plan) ? chainOf(plan, through) : []),
+    ...(plan.queues !== null && !isRefused && plan.output ? chainOf(plan, "output", "queue") : []),
+    ...(plan.queues !== null && !isRefused && plan.interfaces.length > 0 ? chainOf(plan, "prerouting", "queue") : []),
+    ...(plan.queues?.reject && !isRefused ? rejections(plan, plan.queues) : []),
   ];
   return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${[...sets, ...chains].map((line) => `  ${line}\n`).join("")}${isRefused ? drain(plan) : ""}}\n`;
 }
@@ -43,19 +46,28 @@ function setsOf(family: FamilyPlan): string[] {
   });
 }
 
-function chainOf(plan: FirewallPlan, hook: "output" | "prerouting" | "forward"): string[] {
-  const mode = plan.stage === "refused" ? "refuse" : plan.mode;
+type Does = "redirect" | "tproxy" | "refuse" | "queue";
+
+function chainOf(
+  plan: FirewallPlan, hook: "output" | "prerouting" | "forward",
+  mode: Does = plan.stage === "refused" ? "refuse" : plan.mode,
+): string[] {
   const type = mode === "redirect" ? "nat" : mode === "tproxy" && hook === "output" ? "route" : "filter";
-  const priority = { tproxy: -150, redirect: -100, refuse: 0 }[mode];
-  const ports = `${hook}_ports`;
+  const priority = { queue: -300, tproxy: -150, redirect: -100, refuse: 0 }[mode];
+  const name = mode === "queue" ? `${hook}_syn` : hook;
+  const ports = `${name}_ports`;
   const mark = `0x${plan.mark.toString(16)}`;
+  const mask = markMask(plan);
+  const all = mask === 0xffff_ffff;
+  const maskedMark = all ? "meta mark" : `meta mark & 0x${mask.toString(16)} ==`;
+  const setMark = all ? `meta mark set ${mark}` : `meta mark set meta mark & 0x${mask.toString(16)} | ${mark}`;
   const rules = [`type ${type} hook ${hook} priority ${priority}; policy accept;`, "meta l4proto != tcp return"];
   // What stands goes on.
-  if (mode === "refuse") rules.push("tcp flags & (fin | syn | rst | ack) != syn return");
+  if (mode === "refuse" || mode === "queue") rules.push("tcp flags & (fin | syn | rst | ack) != syn return");
   if (mode === "tproxy" && hook === "prerouting") {
     // What the output chain has marked comes by again, through the loopback interface.
     for (const family of plan.output ? plan.families : []) {
-      rules.push(`iifname "lo" meta mark ${mark} meta nfproto ipv${family.family} meta l4proto tcp ${tproxy(family)} accept`);
+      rules.push(`iifname "lo" ${maskedMark} ${mark} meta nfproto ipv${family.family} meta l4proto tcp ${tproxy(family)} accept`);
     }
     if (plan.interfaces.length === 0) rules.push("return");
   }
@@ -89,12 +101,49 @@ function chainOf(plan: FirewallPlan, hook: "output" | "prerouting" | "forward"):
     const tcp = `meta nfproto ipv${family.family} meta l4proto tcp`;
     if (mode === "refuse") last.push(`${tcp} reject with tcp reset`);
     else if (mode === "redirect") last.push(`${tcp} redirect to :${family.port}`);
-    else if (hook === "output") last.push(`${tcp} meta mark set ${mark}`);
-    else last.push(`${tcp} ${tproxy(family)} meta mark set ${mark} accept`);
+    else if (mode === "queue") last.push(`${tcp} ${queueOf(plan.queues!, family)}`);
+    else if (hook === "output") last.push(`${tcp} ${setMark}`);
+    else last.push(`${tcp} ${tproxy(family)} ${setMark} accept`);
   }
-  const chain = (name: string, lines: string[]): string[] => [`chain ${name} {`, ...lines.map((line) => `  ${line}`), "}"];
-  return [...chain(ports, last), ...chain(hook, rules)];
+  const chain = (called: string, lines: string[]): string[] => [`chain ${called} {`, ...lines.map((line) => `  ${line}`), "}"];
+  return [...chain(ports, last), ...chain(name, rules)];
 }
+
+/** What was let go with such a mark is rejected, before it is handed over. */
+function rejections(plan: FirewallPlan, queues: NonNullable<FirewallPlan["queues"]>): string[] {
+  const marked = (value: number): string => `meta mark & 0x${rejectMask(queues).toString(16)} == 0x${value.toString(16)}`;
+  const rules = [
+    "tcp flags & (fin | syn | rst | ack) != syn return",
+    `${marked(0)} return`,
+    ...REJECTIONS.flatMap((kinds, kind) => {
+      if (kind === 0) return [`${marked(rejectMark(queues, kind))} reject with tcp reset`];
+      return plan.families.map(({ family }) => {
+        const [icmp, type] = family === 4 ? ["icmp", kinds[4].replace("icmp-", "")] : ["icmpv6", ICMPV6_TYPES[kinds[6]]];
+        return `meta nfproto ipv${family} ${marked(rejectMark(queues, kind))} reject with ${icmp} type ${type}`;
+      });
+    }),
+  ];
+  const hooks = [...(plan.output ? ["output"] : []), ...(plan.interfaces.length > 0 ? ["prerouting"] : [])];
+  return hooks.flatMap((hook) => [
+    `chain ${hook}_reject {`,
+    `  type filter hook ${hook} priority -160; policy accept;`,
+    ...rules.map((rule) => `  ${rule}`),
+    "}",
+  ]);
+}
+
+/** What nft calls them. */
+const ICMPV6_TYPES: Readonly<Record<string, string>> = {
+  "icmp6-addr-unreachable": "addr-unreachable",
+  "icmp6-no-route": "no-route",
+  "icmp6-adm-prohibited": "admin-prohibited",
+};
+
+/** See firewall-iptables.ts: one client's connections are to be spread, and a SYN's copies are not. */
+const queueOf = ({ first, lanes }: NonNullable<FirewallPlan["queues"]>, family: FamilyPlan): string =>
+  lanes === 1
+    ? `queue flags bypass to ${first}`
+    : `queue flags bypass to jhash ${ip(family)} saddr . tcp sport mod ${lanes} offset ${first}`;
 
 function programs(plan: FirewallPlan): string[] {
   const rules: string[] = [];

@@ -8,6 +8,7 @@ import { addressText, portOf } from "../config/endpoint.ts";
 import { type Network, Networks } from "../policy/network.ts";
 import type { PortRange } from "../policy/access.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../policy/special.ts";
+import { lanesOf } from "./syn-queues.ts";
 import { parseNetwork } from "../config/network.ts";
 
 /** The destinations of one family, in the order in which they are judged. All as text with prefix. */
@@ -48,6 +49,15 @@ export interface FirewallPlan {
   /** TPROXY's mark, and the routing table that delivers what carries it to this host. */
   readonly mark: number;
   readonly table: number;
+  /** SYNs go through these queues first (NFQUEUE). null: they do not. */
+  readonly queues: {
+    readonly first: number;
+    readonly lanes: number;
+    /** Where the eight bits of the mark begin that are the queues' readers' own. */
+    readonly markShift: number;
+    /** SYNs come back with a mark that says how they are to be rejected; else none does. */
+    readonly reject: boolean;
+  } | null;
 }
 
 /** What only the host can say. */
@@ -55,6 +65,8 @@ export interface HostFacts {
   /** The upstream's addresses, as text. */
   readonly upstream: readonly string[];
   readonly families: readonly (4 | 6)[];
+  /** As many workers as there will be without a setting. */
+  readonly cpus: number;
   /** What a user name or number comes to; null: there is no such user. */
   readonly uid: (name: string) => number | null;
 }
@@ -62,7 +74,7 @@ export interface HostFacts {
 export type Planned = { readonly plan: FirewallPlan } | { readonly wrong: string };
 
 export function firewallPlan(config: Config, facts: HostFacts): Planned {
-  const { firewall, mark, mode, listen, upstream } = config;
+  const { firewall, mark, mode, listen, upstream, connect, workers } = config;
   if (upstream === null) {
     return { wrong: "there is nothing to redirect to: the configuration has no proxy_url" };
   }
@@ -105,6 +117,12 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
       excludePorts: firewall.excludePorts,
       mark: firewall.tproxyMark,
       table: firewall.tproxyTable,
+      queues: connect.truthful === null ? null : {
+        first: connect.truthful.queue,
+        lanes: lanesOf(workers ?? facts.cpus),
+        markShift: connect.truthful.markShift,
+        reject: connect.truthful.answer === "reject",
+      },
     },
   };
 }
@@ -149,5 +167,26 @@ export const ROUTE_PROTOCOL = 181;
 
 /** TPROXY needs packets for foreign addresses delivered here. */
 export const isRouting = ({ mode, stage }: FirewallPlan): boolean => mode === "tproxy" && stage === "engaged";
-export const ruleOf = ({ mark, table }: FirewallPlan): string => `fwmark 0x${mark.toString(16)} lookup ${table} protocol ${ROUTE_PROTOCOL}`;
+
+/** The bits of the mark that are TPROXY's to set and to compare. */
+export const markMask = ({ queues }: FirewallPlan): number =>
+  queues === null ? 0xffff_ffff : ~(0xff << queues.markShift) >>> 0;
+
+/** The mark of a SYN that is to be rejected: the bits, and in them the kind (engine/syns.ts), from 1. */
+export const REJECTIONS = [
+  { 4: "tcp-reset", 6: "tcp-reset" },
+  { 4: "icmp-host-unreachable", 6: "icmp6-addr-unreachable" },
+  { 4: "icmp-net-unreachable", 6: "icmp6-no-route" },
+  { 4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited" },
+] as const;
+export const rejectMask = ({ markShift }: NonNullable<FirewallPlan["queues"]>): number => (0xf0 << markShift) >>> 0;
+export const rejectMark = ({ markShift }: NonNullable<FirewallPlan["queues"]>, kind: number): number =>
+  ((kind + 1) << (markShift + 4)) >>> 0;
+
+/** As ip(8) says it. */
+export const markText = (plan: FirewallPlan): string => {
+  const mask = markMask(plan);
+  return `0x${plan.mark.toString(16)}${mask === 0xffff_ffff ? "" : `/0x${mask.toString(16)}`}`;
+};
+export const ruleOf = (plan: FirewallPlan): string => `fwmark ${markText(plan)} lookup ${plan.table} protocol ${ROUTE_PROTOCOL}`;
 export const routeOf = ({ table }: FirewallPlan): string => `local default dev lo table ${table} protocol ${ROUTE_PROTOCOL}`;

@@ -9,7 +9,7 @@
  */
 import { lookup } from "node:dns/promises";
 import { existsSync, readFileSync } from "node:fs";
-import { networkInterfaces } from "node:os";
+import { availableParallelism, networkInterfaces } from "node:os";
 import type { Config, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { iptablesRules, ownTables, transition } from "./firewall-iptables.ts";
@@ -72,7 +72,7 @@ export async function planned(config: Config, known: readonly string[] | null = 
   for (const name of [...users, ...excludeUsers, serviceUser]) uids.set(name, await uidOf(name));
   const families = existsSync("/proc/net/if_inet6") ? ([4, 6] as const) : ([4] as const);
   const upstream = known ?? (await upstreamAddresses(config));
-  const result = firewallPlan(config, { upstream, families, uid: (name) => uids.get(name) ?? null });
+  const result = firewallPlan(config, { upstream, families, cpus: availableParallelism(), uid: (name) => uids.get(name) ?? null });
   if ("wrong" in result) throw new Refusal(result.wrong);
   return result.plan;
 }
@@ -223,6 +223,12 @@ function findings(config: Config, plan: FirewallPlan, upstream: readonly string[
     for (const { family, address } of plan.families) {
       if (address.startsWith("127.") || address === "::1") continue;
       lines.push(`this host's own programs are redirected to IPv${family} loopback, where nothing listens; add "localhost:${plan.families[0]!.port}" to listen`);
+    }
+  }
+  if (plan.queues?.reject) {
+    const limits = ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"].filter((name) => !["", "0"].includes(sysctl(name.replaceAll(".", "/"))));
+    if (limits.length > 0) {
+      lines.push(`the kernel limits the ICMP errors of REJECT, and whoever gets none waits a second; run: sysctl -w ${limits.map((name) => `${name}=0`).join(" ")} net.ipv4.icmp_msgs_per_sec=1000000 net.ipv4.icmp_msgs_burst=10000; or set answer = "raw" in [connect]`);
     }
   }
   if (plan.mode === "tproxy" && has(4)) {

@@ -19,7 +19,7 @@ import {
   TURNS,
 } from "../engine/counters.ts";
 import { EgressReader, egressCountersBytes } from "../engine/egress-counters.ts";
-import { type Answer, type OwnMemory, type Question, rowsBytes, type Shared } from "../engine/engine.ts";
+import { type Answer, type OwnMemory, type Question, rowsBytes, type Shared, synsBytes } from "../engine/engine.ts";
 import { Journal, type JournalRecord, journalBytes } from "../engine/journal.ts";
 import { Ledger, OWNERS_MAX } from "../engine/ledger.ts";
 import type { Limits } from "../engine/limits.ts";
@@ -30,6 +30,7 @@ import { type Role, ROW_BYTES, ROW_QUOTAS } from "../engine/session.ts";
 import { forgetInflight, socksCountersBytes, SocksTotals } from "../engine/socks-counters.ts";
 import type { Order, Report, WorkerStart } from "../worker.ts";
 import type { Log } from "./log.ts";
+import type { SynQueue } from "./syn-queues.ts";
 
 export const WORKERS_MAX = OWNERS_MAX - 1;
 
@@ -52,6 +53,8 @@ export interface FleetOptions {
   readonly onRecord: (record: JournalRecord, worker: number) => void;
   /** Asked by a worker; it is told the answer. Never rejects. */
   readonly onQuestion: (question: Question) => Promise<Answer>;
+  /** A worker has died that held these SYNs. */
+  readonly onHeld: (held: SharedArrayBuffer) => void;
 }
 
 interface Member {
@@ -63,6 +66,8 @@ interface Member {
   readonly limits: Limits;
   /** The listening sockets that it accepts from. */
   readonly fds: Map<number, Role>;
+  /** The queues of SYNs that it reads. */
+  readonly queues: Set<SynQueue>;
   thread: Worker | null;
   port: MessagePort | null;
   incarnation: number;
@@ -148,24 +153,67 @@ export class Fleet {
     while (this.size > count) {
       const leaver = this.#members.findLast((member) => !member.leaving)!;
       const fds = [...leaver.fds];
+      const queues = [...leaver.queues];
       leaver.leaving = true;
       leaver.fds.clear();
+      leaver.queues.clear();
       // First the one lets go, then the other takes over: in between, connections wait in the
       // backlog, which belongs to the socket and not to a worker.
+      for (const queue of queues) await this.#unholdOne(leaver, queue, false);
       await this.#unlistenOne(leaver, fds.map(([fd]) => fd));
-      for (const [fd, role] of fds) this.listen([fd], role);
+      // All of them to one, as they were: a SYN's connection comes to whoever holds the SYN.
+      const heir = this.#leastBusy();
+      for (const [fd, role] of fds) this.#listenOne(heir, fd, role);
+      for (const queue of queues) this.#holdOne(heir, queue);
       this.#order(leaver, { kind: "drain" });
     }
   }
 
-  /** Spreads listening sockets over the workers: each goes to one that has fewest. */
-  listen(fds: readonly number[], role: Role): void {
-    const members = this.#members.filter((member) => !member.leaving);
-    for (const fd of fds) {
-      const member = members.reduce((a, b) => (b.fds.size < a.fds.size ? b : a));
-      member.fds.set(fd, role);
-      this.#order(member, { kind: "listen", fds: [fd], role });
+  /**
+   * Spreads the listening sockets of one address over the workers: each goes to one that has fewest,
+   * or to whoever reads the queue of the same number. The first is the address's socket `from`.
+   */
+  listen(fds: readonly number[], role: Role, from = 0): void {
+    for (const [i, fd] of fds.entries()) {
+      const reader = role === "transparent" ? this.#readerOf(from + i) : undefined;
+      this.#listenOne(reader ?? this.#leastBusy(), fd, role);
     }
+  }
+
+  /** Each queue of SYNs is read by one worker; to be called before listen(). */
+  hold(queues: readonly SynQueue[]): void {
+    for (const queue of queues) {
+      const members = this.#members.filter((member) => !member.leaving);
+      this.#holdOne(members.reduce((a, b) => (b.queues.size < a.queues.size ? b : a)), queue);
+    }
+  }
+
+  /**
+   * Resolves when no worker reads these any more. What is held is still decided; or is let go, and
+   * then nobody needs them.
+   */
+  async unhold(queues: readonly SynQueue[], letGo: boolean): Promise<void> {
+    for (const member of this.#members) {
+      for (const queue of queues) if (member.queues.delete(queue)) await this.#unholdOne(member, queue, letGo);
+    }
+  }
+
+  #readerOf(lane: number): Member | undefined {
+    return this.#members.find(({ queues }) => [...queues].some((queue) => queue.lane === lane));
+  }
+
+  #leastBusy(): Member {
+    return this.#members.filter((member) => !member.leaving).reduce((a, b) => (b.fds.size < a.fds.size ? b : a));
+  }
+
+  #listenOne(member: Member, fd: number, role: Role): void {
+    member.fds.set(fd, role);
+    this.#order(member, { kind: "listen", fds: [fd], role });
+  }
+
+  #holdOne(member: Member, queue: SynQueue): void {
+    member.queues.add(queue);
+    this.#order(member, { kind: "hold", ...queue });
   }
 
   /** Resolves when no worker accepts from these any more, or will not answer. */
@@ -249,6 +297,7 @@ export class Fleet {
     const own: OwnMemory = {
       rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
       journal: new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS)),
+      syns: new SharedArrayBuffer(synsBytes(limits)),
     };
     const reader = new Journal(own.journal);
     reader.sleep();
@@ -260,6 +309,7 @@ export class Fleet {
       eventfd: this.#eventfds[number]!,
       counters: countersRow(this.#shared.counters, number),
       fds: new Map(),
+      queues: new Set(),
       thread: null,
       port: null,
       incarnation: -1,
@@ -307,6 +357,7 @@ export class Fleet {
     });
     thread.on("exit", () => this.#gone(member));
     for (const [fd, role] of member.fds) this.#order(member, { kind: "listen", fds: [fd], role });
+    for (const queue of member.queues) this.#order(member, { kind: "hold", ...queue });
   }
 
   #hear(member: Member, report: Report): void {
@@ -368,6 +419,7 @@ export class Fleet {
       closed++;
     }
     this.#loops.forgetAll(owner);
+    this.#options.onHeld(member.own.syns);
     this.#giveBack(member);
     const tunnels = member.counters[TUNNELS]!;
     member.counters[TUNNELS] = 0;
@@ -423,7 +475,15 @@ export class Fleet {
   }
 
   #unlistenOne(member: Member, fds: readonly number[]): Promise<void> {
-    if (member.port === null) return Promise.resolve();
+    return this.#askToLeave(member, fds, { kind: "unlisten", fds });
+  }
+
+  #unholdOne(member: Member, { fd }: SynQueue, letGo: boolean): Promise<void> {
+    return this.#askToLeave(member, [fd], { kind: "unhold", fd, letGo });
+  }
+
+  #askToLeave(member: Member, fds: readonly number[], order: Order): Promise<void> {
+    if (member.port === null || fds.length === 0) return Promise.resolve();
     return new Promise((resolve) => {
       const timer = setTimeout(() => {
         this.#options.log.warning("a worker does not answer", { worker: member.number });
@@ -437,7 +497,7 @@ export class Fleet {
           resolve();
         });
       }
-      this.#order(member, { kind: "unlisten", fds });
+      this.#order(member, order);
     });
   }
 

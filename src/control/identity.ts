@@ -66,14 +66,14 @@ const GETENT_MS = 10_000;
 /** The kernel has 41 so far. */
 const CAPABILITIES_MAX = 64;
 
-export function capabilitiesOf({ upstream, mode, mark, listen, egress, firewall }: Config): number[] {
+export function capabilitiesOf({ upstream, mode, mark, listen, egress, firewall, connect }: Config): number[] {
   const ports = [...listen, ...(egress?.listen ?? []), ...(egress?.metrics ?? [])]
     .map(({ bytes }) => (bytes[2]! << 8) | bytes[3]!);
   const needed = new Map([
     [CAP_NET_BIND_SERVICE, ports.some((port) => port < PORT_UNPRIVILEGED)],
-    [CAP_NET_ADMIN, mark !== null || firewall.manage || (upstream !== null && mode === "tproxy")],
+    [CAP_NET_ADMIN, mark !== null || firewall.manage || connect.truthful !== null || (upstream !== null && mode === "tproxy")],
     // iptables-legacy speaks to the kernel on a raw socket; SO_BINDTODEVICE was root's before Linux 5.7.
-    [CAP_NET_RAW, egress?.iface != null || (firewall.manage && firewall.backend !== "nft")],
+    [CAP_NET_RAW, egress?.iface != null || connect.truthful?.answer === "raw" || (firewall.manage && firewall.backend !== "nft")],
   ]);
   return [...NAMES.keys()].filter((capability) => needed.get(capability));
 }

@@ -27,8 +27,10 @@ import {
   SOL_SOCKET,
   SOL_TCP,
   SO_REUSEADDR,
+  SO_ATTACH_REUSEPORT_CBPF,
   SO_REUSEPORT,
   TCP_NODELAY,
+  TCP_SAVE_SYN,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config, ListenAddress } from "../config/config.ts";
@@ -37,10 +39,21 @@ import type { Role } from "../engine/session.ts";
 /** The kernel cuts it to net.core.somaxconn. */
 const BACKLOG = 65535;
 
+/** Classic BPF (<linux/filter.h>): the four bits of the mark from the shift on, less one. */
+const LANE_OF_MARK: readonly (readonly [code: number, value: number | null])[] = [
+  [0x20, 0xffff_f000 + 20], // ld SKF_AD_OFF + SKF_AD_MARK
+  [0x74, null], // rsh
+  [0x54, 15], // and
+  [0x14, 1], // sub
+  [0x16, 0], // ret a
+];
+
 export interface ListeningAddress {
   readonly address: ListenAddress;
   readonly role: Role;
   readonly fds: readonly number[];
+  /** Of a part of an address's sockets: which of them is the first. */
+  readonly from?: number;
 }
 
 export class Listeners {
@@ -91,7 +104,7 @@ export class Listeners {
       const has = this.#open.get(keyOf(address, role))?.fds.length ?? 0;
       if (has >= sockets) continue;
       const fds = this.#openAddress(address, modeOf(config, role), sockets - has, has === 0);
-      if (Array.isArray(fds)) opened.push({ address, role, fds });
+      if (Array.isArray(fds)) opened.push({ address, role, fds, from: has });
       else if (address.optional && fds.absent) missing.push(address.text);
       else wrong.push(fds.text);
     }
@@ -125,6 +138,37 @@ export class Listeners {
         result = Math.min(result, this.#transparent(fd, address, mode === "tproxy"));
     }
     return result;
+  }
+
+  /**
+   * Sockets of redirected connections remember the SYN of each; and the SYN that has a lane in these
+   * bits of its mark goes to the socket of that number. Null: neither.
+   */
+  setTruthful(markShift: number | null): Result {
+    const sys = this.#sys;
+    let result = 0;
+    for (const { role, fds } of this.#open.values()) {
+      if (role !== "transparent") continue;
+      for (const fd of fds) {
+        result = Math.min(result, sys.setsockopt(fd, SOL_TCP, TCP_SAVE_SYN, markShift === null ? 0 : 1));
+      }
+      // It is the whole group's. Without a lane it leads nowhere, and the kernel chooses by its hash.
+      if (markShift !== null) result = Math.min(result, this.#steer(fds[0]!, markShift));
+    }
+    return result;
+  }
+
+  #steer(fd: number, markShift: number): Result {
+    const program = this.#sys.memory(LANE_OF_MARK.length * 8);
+    for (const [i, [code, value]] of LANE_OF_MARK.entries()) {
+      program.view.setUint16(i * 8, code, true);
+      program.view.setUint32(i * 8 + 4, value ?? markShift, true);
+    }
+    // struct sock_fprog: the number of instructions, and where they are.
+    const fprog = this.#sys.memory(16);
+    fprog.view.setUint16(0, LANE_OF_MARK.length, true);
+    fprog.view.setBigUint64(8, BigInt(program.address), true);
+    return this.#sys.setsockoptBytes(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, fprog, 0, 16);
   }
 
   /** No worker accepts from them any more: connections are refused from now on. */

@@ -26,6 +26,7 @@ import { AddressNews, localRoutes } from "./local-routes.ts";
 import type { Log } from "./log.ts";
 
 import { SocksMetrics } from "./socks-metrics.ts";
+import { lanesOf, type SynQueue, SynQueues } from "./syn-queues.ts";
 import type { ServiceManager } from "./systemd.ts";
 import { type Inherited, startSuccessor } from "./upgrade.ts";
 import { Upstreams } from "./upstreams.ts";
@@ -47,6 +48,7 @@ export class Service {
   readonly #manager: ServiceManager;
   readonly #listeners: Listeners;
   readonly #fleet: Fleet;
+  readonly #queues: SynQueues;
   readonly #upstreams: Upstreams;
   readonly #egress: EgressControl;
   readonly #metrics: SocksMetrics;
@@ -78,7 +80,9 @@ export class Service {
       ledgerFds: Math.min(this.#nofile, FDS_MAX),
       onRecord: (record, worker) => accessLog.write(record, worker),
       onQuestion: (question) => this.#egress.answer(question),
+      onHeld: (held) => this.#queues.letGo(held),
     });
+    this.#queues = new SynQueues(sys);
     const onChange = (): void => {
       if (this.#fleet.size > 0) this.#fleet.configure(this.#settings());
     };
@@ -111,6 +115,10 @@ export class Service {
         address: text,
       });
     }
+    this.#queues.adopt(inherited?.queues ?? []);
+    const untruthful = this.#openQueues(config);
+    if ("wrong" in untruthful) return [untruthful.wrong];
+    for (const gone of this.#queues.obsolete(config)) this.#queues.close(gone);
     const metrics = config.egress?.metrics ?? [];
     // The process before still has its port: see below.
     const wrong = inherited === null ? await this.#metrics.listen(metrics) : [];
@@ -134,6 +142,7 @@ export class Service {
     if (!this.#setTunnelsMax(config)) return [this.#tooFewFds(workers)];
     // Inherited, and not in the configuration any more: the process before takes what stands there.
     for (const gone of this.#listeners.obsolete(config)) this.#listeners.close(gone);
+    this.#fleet.hold(this.#queues.open);
     for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
     this.#log.info("transplice is ready", {
@@ -148,6 +157,27 @@ export class Service {
     inherited.ready();
     void this.#listenForMetrics(metrics);
     return [];
+  }
+
+  /**
+   * The queues of SYNs that the configuration wants. Where they cannot be had it says so, and goes on
+   * without, unless that was ruled out.
+   */
+  #openQueues(config: Config): { opened: readonly SynQueue[] } | { wrong: string } {
+    const { truthful } = config.connect;
+    if (truthful === null) {
+      this.#listeners.setTruthful(null);
+      return { opened: [] };
+    }
+    const done = this.#queues.openNew(truthful.queue, lanesOf(this.#workersOf(config)), truthful.answer === "raw");
+    if ("wrong" in done && truthful.required) return done;
+    if ("wrong" in done) {
+      this.#log.error("connections are as they were without connect.truthful", { error: done.wrong });
+      return { opened: [] };
+    }
+    const result = this.#listeners.setTruthful(truthful.markShift);
+    if (result < 0) this.#log.warning("connections are not led to the worker that dials for them", { error: errnoText(-result) });
+    return done;
   }
 
   /** The process before lets go of them as soon as it has heard that this one serves. */
@@ -166,7 +196,7 @@ export class Service {
    * against it; then nothing has changed.
    */
   async handOver(env: NodeJS.ProcessEnv): Promise<string | null> {
-    const outcome = await startSuccessor(this.#listeners.open, env);
+    const outcome = await startSuccessor(this.#listeners.open, this.#queues.open, env);
     if ("wrong" in outcome) return outcome.wrong;
     this.#manager.handedOver(outcome.pid);
     this.#log.warning("another process has taken over", { successor: outcome.pid });
@@ -189,9 +219,18 @@ export class Service {
     const old = this.#config;
     const listening = this.#listeners.openNew(config, this.#workersOf(config));
     if ("wrong" in listening) return listening.wrong;
+    const queues = this.#openQueues(config);
+    const undo = (): void => {
+      for (const added of listening.opened) this.#listeners.close(added);
+      if ("opened" in queues) for (const added of queues.opened) this.#queues.close(added);
+    };
+    if ("wrong" in queues) {
+      undo();
+      return [queues.wrong];
+    }
     const metrics = await this.#metrics.move(config.egress?.metrics ?? []);
     if (metrics.length > 0) {
-      for (const added of listening.opened) this.#listeners.close(added);
+      undo();
       return metrics;
     }
     if (config.mode !== old.mode) {
@@ -199,7 +238,7 @@ export class Service {
       if (result < 0) {
         this.#listeners.setMode(old.mode);
         await this.#metrics.move(old.egress?.metrics ?? []);
-        for (const added of listening.opened) this.#listeners.close(added);
+        undo();
         return [`mode: setsockopt IP_TRANSPARENT: ${errnoText(-result)}; it needs CAP_NET_ADMIN`];
       }
     }
@@ -211,13 +250,17 @@ export class Service {
       await this.#fleet.unlisten(gone.fds);
       this.#listeners.close(gone);
     }
+    const gone = this.#queues.obsolete(config);
+    await this.#fleet.unhold(gone, true);
+    for (const queue of gone) this.#queues.close(queue);
     this.#config = config;
     this.#egress.configure(config);
     const settings = this.#settings();
     this.#fleet.configure(settings);
     if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
     await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
-    for (const { fds, role } of listening.opened) this.#fleet.listen(fds, role);
+    this.#fleet.hold(queues.opened);
+    for (const { fds, role, from } of listening.opened) this.#fleet.listen(fds, role, from);
     await this.#fleet.shrink(this.#workersOf(config));
     if (
       config.limits.pipes !== old.limits.pipes ||
@@ -239,6 +282,9 @@ export class Service {
     if (!successor) this.#manager.stopping(`waiting for ${this.#fleet.tunnels} connections to end`);
     this.#upstreams.close();
     void this.#metrics.close();
+    // A successor reads on; else who is held goes on, and is accepted like any other by the line below.
+    await this.#fleet.unhold(this.#queues.open, !successor);
+    if (!successor) for (const queue of [...this.#queues.open]) this.#queues.close(queue);
     await this.#fleet.unlisten(this.#listeners.open.flatMap(({ fds }) => fds));
     for (const listening of this.#listeners.open) this.#listeners.close(listening);
     const { drainMs } = this.#config.timeouts;
@@ -295,12 +341,15 @@ export class Service {
 
   #settings(): Settings {
     const { timeouts, tcp, limits, mode, mark, connect } = this.#config;
+    const { truthful } = connect;
+    const lanes = this.#queues.open.length;
     return {
       transparent: this.#config.upstream !== null,
       egress: this.#egress.settings(),
       mode,
       ...this.#upstreams.settings(this.#config, this.#listeners.open),
       unknownAs: connect.unknownAs,
+      truthful: truthful === null || lanes === 0 ? null : { ...truthful, lanes },
       mark,
       whenFull: limits.whenFull,
       dialMs: timeouts.dialMs,

@@ -4,12 +4,13 @@
  * not to a process, so no connection is refused or waits in vain. If the other fails, nothing has
  * changed.
  *
- * What is inherited stands in TRANSPLICE_HANDOVER: the fd to say "ready" on, and the sockets.
+ * What is inherited stands in TRANSPLICE_HANDOVER: the fd to say "ready" on, and the sockets and queues of SYNs.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { writeSync, closeSync } from "node:fs";
 import { HANDOVER } from "../config/environment.ts";
 import type { ListeningAddress } from "./listeners.ts";
+import type { SynQueue } from "./syn-queues.ts";
 
 /** It has to read its configuration, start its workers, perhaps resolve a name. */
 const READY_MS = 30_000;
@@ -26,10 +27,12 @@ interface Handover {
     readonly dualStack: boolean;
     readonly fds: readonly number[];
   }[];
+  readonly queues: readonly SynQueue[];
 }
 
 export interface Inherited {
   readonly listening: readonly ListeningAddress[];
+  readonly queues: readonly SynQueue[];
   /** To be called once, when connections are served. */
   ready(): void;
 }
@@ -37,8 +40,10 @@ export interface Inherited {
 /** What this process was started with; null: by itself. Throws if it is not what was promised. */
 export function inherited(text: string | null): Inherited | null {
   if (text === null) return null;
-  const { readyFd, listening } = JSON.parse(text) as Handover;
+  // A version that held no SYNs says nothing of queues.
+  const { readyFd, listening, queues = [] } = JSON.parse(text) as Handover;
   return {
+    queues,
     listening: listening.map(({ role, text: address, bytes, dualStack, fds }) => ({
       role: role === "socks" ? "socks" : "transparent",
       address: { text: address, bytes: Uint8Array.from(bytes), dualStack, optional: false },
@@ -56,9 +61,9 @@ export function inherited(text: string | null): Inherited | null {
  * what went wrong; then it has been ended.
  */
 export async function startSuccessor(
-  listening: readonly ListeningAddress[], env: NodeJS.ProcessEnv,
+  listening: readonly ListeningAddress[], queues: readonly SynQueue[], env: NodeJS.ProcessEnv,
 ): Promise<{ pid: number } | { wrong: string }> {
-  const sockets = listening.flatMap(({ fds }) => fds);
+  const sockets = [...listening.flatMap(({ fds }) => fds), ...queues.map(({ fd }) => fd)];
   let next = FIRST_FD;
   const handover: Handover = {
     readyFd: READY_FD,
@@ -69,6 +74,7 @@ export async function startSuccessor(
       dualStack: address.dualStack,
       fds: fds.map(() => next++),
     })),
+    queues: queues.map((queue) => ({ ...queue, fd: next++ })),
   };
   const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1)], {
     stdio: ["inherit", "inherit", "inherit", "pipe", ...sockets],

@@ -18,6 +18,12 @@ const NAMES = [
   "journalDropped",
   /** Dials that failed: main resolves the upstream's name again. */
   "dialFailures",
+  /** SYNs that came out of a queue; those that went on without a dial; accepted for a dial. */
+  "heard",
+  "unheld",
+  "paired",
+  /** Verdicts that the kernel would not take. */
+  "unanswered",
 ] as const;
 export type Counter = (typeof NAMES)[number];
 
@@ -38,6 +44,10 @@ export const BUFFERS_LENT = AT.get("buffersLent")!;
 export const ACCEPT_ERRORS = AT.get("acceptErrors")!;
 export const JOURNAL_DROPPED = AT.get("journalDropped")!;
 export const DIAL_FAILURES = AT.get("dialFailures")!;
+export const HEARD = AT.get("heard")!;
+export const UNHELD = AT.get("unheld")!;
+export const PAIRED = AT.get("paired")!;
+export const UNANSWERED = AT.get("unanswered")!;
 
 /** The row of one worker. */
 export function countersRow(shared: SharedArrayBuffer, worker: number): Float64Array {

@@ -10,6 +10,7 @@ import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { OwnAddresses } from "../policy/own.ts";
 import { OUTPUT_BYTES_MAX } from "../protocol/handshake.ts";
 import type { SocksServer } from "../protocol/socks-server.ts";
+import type { Syn } from "../protocol/syn.ts";
 import { Admission } from "./admission.ts";
 import { assert } from "./assert.ts";
 import {
@@ -32,6 +33,8 @@ import { Racers } from "./racers.ts";
 import { DIRECT, type Settings, Upstream, type UpstreamSettings } from "./route.ts";
 import { type Role, ROW_BYTES, ROW_QUOTAS, Session } from "./session.ts";
 import { SocksCounters } from "./socks-counters.ts";
+import { synTableBytes } from "./syn-table.ts";
+import { Syns } from "./syns.ts";
 import { Timeouts, type Waiter } from "./timeouts.ts";
 
 /** Memory that all threads see. Made by main, outlives any worker. */
@@ -50,6 +53,8 @@ export interface OwnMemory {
   /** The tunnel table. */
   readonly rows: SharedArrayBuffer;
   readonly journal: SharedArrayBuffer;
+  /** The SYNs that it holds. */
+  readonly syns: SharedArrayBuffer;
 }
 
 /** What only main can find out. */
@@ -71,6 +76,8 @@ export interface EngineOptions {
   readonly sys: Syscalls;
   /** Monotonic, in ms. */
   readonly clock: () => number;
+  /** The same, and its fractions. */
+  readonly exactClock: () => number;
   /** Wall clock, in ms since the epoch. */
   readonly wallClock: () => number;
   readonly limits: Limits;
@@ -88,6 +95,9 @@ export interface EngineOptions {
 }
 
 export const rowsBytes = (tunnels: number): number => tunnels * ROW_BYTES;
+/** Beside tunnels whose SYNs are held others must find room. */
+const synsOf = ({ syns, tunnels }: Limits): number => Math.min(syns, Math.ceil(tunnels / 2));
+export const synsBytes = (limits: Limits): number => synTableBytes(synsOf(limits));
 
 /** After a shortage in accept4, when no tunnel's end tells us that it is over. */
 const ACCEPT_AGAIN_MS = 100;
@@ -125,6 +135,9 @@ export class Engine {
   /** By which redirected connections are dialled: with the mark, and no address of its own. */
   outgoing!: Outgoing;
   egress: Egress | null = null;
+  /** Since the first queue of SYNs. */
+  syns: Syns | null = null;
+  readonly exactMs: () => number;
   own: OwnAddresses;
   /** Read once a turn. */
   nowMs: number;
@@ -134,6 +147,7 @@ export class Engine {
   readonly #quotas: Quotas;
   readonly #ask: (question: Question) => void;
   readonly #incarnation: number;
+  readonly #synMemory: SharedArrayBuffer;
   readonly #listeners = new Map<number, Listener>();
   readonly #sessions: Session[] = [];
   readonly #idle: Session[] = [];
@@ -148,6 +162,8 @@ export class Engine {
     this.#incarnation = options.incarnation;
     this.#clock = options.clock;
     this.#wallClock = options.wallClock;
+    this.exactMs = options.exactClock;
+    this.#synMemory = options.own.syns;
     this.nowMs = options.clock();
     this.ledger = new Ledger(shared.ledger);
     this.admission = new Admission(shared.admission, sys);
@@ -199,6 +215,7 @@ export class Engine {
     this.upstream = this.#upstreamLike(this.upstream, settings.upstream);
     this.#configureRelays();
     this.own = new OwnAddresses(settings.own);
+    this.syns?.configure(settings.truthful);
     this.#configureOutgoing();
     this.resumeAccepting();
   }
@@ -238,7 +255,7 @@ export class Engine {
   /** Main has found out. */
   answer(answer: Answer): void {
     if (answer.kind === "name") return this.names.answer(answer.name, answer.answer, this.nowMs);
-    this.#sessions[answer.row / ROW_BYTES]!.verdict(answer.id, answer.right);
+    this.sessionOf(answer.row).verdict(answer.id, answer.right);
   }
 
   /** Accepts from a listening socket, which stays its maker's. */
@@ -263,6 +280,18 @@ export class Engine {
     this.#listeners.delete(fd);
   }
 
+  /** Holds the SYNs of a queue, which stays its maker's. */
+  holdSyns(fd: number, queue: number, lane: number): void {
+    this.syns ??= new Syns(this, this.settings.truthful!, this.#synMemory, synsOf(this.limits));
+    this.syns.read(fd, queue, lane);
+  }
+
+  /** Reads a queue no longer. What is held is still decided by its fd, or let go now. */
+  stopSyns(fd: number, letGo: boolean): void {
+    const lane = this.syns?.stop(fd, letGo) ?? -1;
+    if (letGo && lane >= 0) for (const session of this.#sessions) session.letGo(lane);
+  }
+
   get listening(): readonly number[] {
     return [...this.#listeners.keys()];
   }
@@ -273,6 +302,7 @@ export class Engine {
     for (const listener of this.#listeners.values()) {
       if (listener.waiting) this.loop.enqueue(listener);
     }
+    this.syns?.resume();
   }
 
   /** Ends every tunnel with a reset. */
@@ -283,6 +313,7 @@ export class Engine {
   dispose(): void {
     assert(this.tunnels === 0, "an engine is disposed of when its tunnels are over");
     assert(this.pipes.lent === 0 && this.buffers.lent === 0, "everything borrowed came home");
+    this.syns?.dispose();
     this.#listeners.clear(); // Their fds are their maker's, and epoll forgets them as it closes.
     this.pipes.dispose();
     this.ledger.disown(this.loop.fd);
@@ -363,6 +394,10 @@ export class Engine {
     this.admission.leave();
   }
 
+  sessionOf(row: number): Session {
+    return this.#sessions[row / ROW_BYTES]!;
+  }
+
   /** A session to accept into; null if every row of the table is taken. Not yet taken itself. */
   spareSession(): Session | null {
     const spare = this.#idle[this.#idle.length - 1];
@@ -377,10 +412,20 @@ export class Engine {
 
   /** `listener`: by which listening socket it came. */
   begin(session: Session, fd: number, listener: number, role: Role): void {
-    const taken = this.#idle.pop();
-    assert(taken === session, "the spare session is the one that was offered");
+    this.#take(session);
     this.counters[ACCEPTED]!++;
     session.begin(fd, role, this.upstreamOf(listener, role));
+  }
+
+  /** As begin(), but the connection is only asked for. */
+  hold(session: Session, slot: number, syn: Syn): void {
+    this.#take(session);
+    session.hold(slot, syn);
+  }
+
+  #take(session: Session): void {
+    const taken = this.#idle.pop();
+    assert(taken === session, "the spare session is the one that was offered");
   }
 }
 
@@ -433,7 +478,7 @@ class Listener implements Source, Task, Waiter {
       if (!this.#readable || this.#closed) return false;
       const session = engine.spareSession();
       if (session === null || !engine.enter()) {
-        if (engine.settings.whenFull === "reset") {
+        if (engine.settings.whenFull === "reset" || this.#awaited) {
           if (this.#refuse()) continue;
           return false;
         }
@@ -442,9 +487,10 @@ class Listener implements Source, Task, Waiter {
         return false;
       }
       const fd = sys.accept4(this.#fd, rows, session.row, SOCK_NONBLOCK | SOCK_CLOEXEC);
-      if (fd >= 0) engine.begin(session, fd, this.#fd, this.#role);
+      if (fd >= 0 && !this.#pairs(fd)) engine.begin(session, fd, this.#fd, this.#role);
       else {
         engine.leave();
+        if (fd >= 0) continue;
         if (fd === -EAGAIN) this.#readable = false;
         else if (this.#failed(-fd)) return false;
       }
@@ -452,10 +498,25 @@ class Listener implements Source, Task, Waiter {
     return true;
   }
 
-  /** At the limit, and resets are wanted: one connection of the backlog. False: stop for now. */
+  /** Sessions that have their place already wait for connections of the backlog. */
+  get #awaited(): boolean {
+    const { syns } = this.#engine;
+    return syns !== null && syns.granted > 0 && this.#role === "transparent";
+  }
+
+  /** It is a session's that waits for it. */
+  #pairs(fd: number): boolean {
+    return this.#awaited && this.#engine.syns!.pair(fd);
+  }
+
+  /**
+   * At the limit, and resets are wanted, or somebody behind this one has a session that waits: one
+   * connection of the backlog. False: stop for now.
+   */
   #refuse(): boolean {
     const { sys, scratch, counters } = this.#engine;
     const fd = sys.accept4(this.#fd, scratch, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
+    if (fd >= 0 && this.#pairs(fd)) return true;
     if (fd >= 0) {
       sys.setLinger(fd, true, 0);
       sys.close(fd);

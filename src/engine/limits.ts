@@ -24,6 +24,8 @@ export interface Limits {
   readonly readsPerTurn: number;
   /** Pipefuls of one direction of one tunnel in one turn. 8 of 1 MiB was the best measured. */
   readonly splicesPerTurn: number;
+  /** SYNs of one worker that are held at once; more go on, and are dialled for once accepted. */
+  readonly syns: number;
   /** Deadlines kept; the loop wakes at least so often, which is also its sign of life. */
   readonly sleepMs: number;
 }
@@ -39,6 +41,7 @@ export const DEFAULTS: Limits = {
   acceptsPerTurn: 64,
   readsPerTurn: 16,
   splicesPerTurn: 8,
+  syns: 8192,
   sleepMs: 1000,
 };
 

@@ -7,6 +7,7 @@ import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { type Cause, PRESETS, type Trust } from "../policy/cause.ts";
 import type { Own } from "../policy/own.ts";
 import type { EgressSettings } from "./egress.ts";
+import type { TruthfulSettings } from "./syns.ts";
 import type { Credentials, Destination, Handshake } from "../protocol/handshake.ts";
 import { HttpConnect } from "../protocol/http-connect.ts";
 import { Socks4Client } from "../protocol/socks4-client.ts";
@@ -26,6 +27,8 @@ export interface Settings {
   /** There is a transparent proxy; else `mode` and `upstream` say nothing. */
   readonly transparent: boolean;
   readonly mode: "redirect" | "tproxy";
+  /** SYNs are held until it is known what becomes of them. null: connections are as they come. */
+  readonly truthful: TruthfulSettings | null;
   /** null: there is no SOCKS server. */
   readonly egress: EgressSettings | null;
   readonly upstream: UpstreamSettings;

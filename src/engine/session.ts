@@ -6,6 +6,9 @@
  *     └─────────┴──────────┴──► over
  *     └─────────┴──► refused ──► over
  *
+ * A connection whose SYN is held (syns.ts) begins without a client, and waits for it before it
+ * relays ("granted").
+ *
  * A redirected connection is its own front: the kernel knows where it wanted to go. A SOCKS client
  * says so itself (front.ts), is dialled without an upstream, and told the outcome.
  *
@@ -20,12 +23,13 @@ import {
   SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
-import { causeOfErrno, causeOfReply, causeOfStatus, type Trust } from "../policy/cause.ts";
+import { type Cause, causeOfErrno, causeOfReply, causeOfStatus, type Trust } from "../policy/cause.ts";
 import { isMapped, portOf } from "../policy/own.ts";
 import type { Failure, Handshake } from "../protocol/handshake.ts";
+import type { Refusal, Syn } from "../protocol/syn.ts";
 import { assert } from "./assert.ts";
 import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES } from "./counters.ts";
-import { type Ending, ending, FINISHED } from "./ending.ts";
+import { type Ending, ending, FINISHED, KINDS } from "./ending.ts";
 import { NO_SLOT } from "./egress-counters.ts";
 import type { Engine } from "./engine.ts";
 import { type FrontHost, type Outcome, SocksFront, writeSockaddr } from "./front.ts";
@@ -46,15 +50,17 @@ const UPSTREAM = 3;
 const RELAY = 4;
 const RESET = 5;
 const REFUSED = 6;
+const GRANTED = 7;
 /** Which phases may follow which. */
 const NEXT: readonly (readonly number[])[] = [
   /* OVER */ [FRONT],
   /* FRONT */ [DIAL, REFUSED, OVER],
-  /* DIAL */ [UPSTREAM, RELAY, REFUSED, OVER],
-  /* UPSTREAM */ [RELAY, OVER],
+  /* DIAL */ [UPSTREAM, GRANTED, RELAY, REFUSED, OVER],
+  /* UPSTREAM */ [GRANTED, RELAY, OVER],
   /* RELAY */ [RESET, OVER],
   /* RESET */ [OVER],
   /* REFUSED */ [OVER],
+  /* GRANTED */ [RELAY, OVER],
 ];
 
 /** The row of a tunnel in the tunnel table. */
@@ -87,6 +93,9 @@ const ADDRESS_TYPE_NOT_SUPPORTED = 8;
 /** Main has its own deadline for a name; this is for the way there and back. */
 const ANSWER_MS = 1000;
 const NO_RACERS: Racer[] = [];
+/** Between a SYN that goes on and its connection being accepted: one retransmission, and some. */
+const PAIR_MS = 5000;
+const NO_SYN = -1;
 
 /** How connections come to a listener: by the firewall, or to be asked. */
 export type Role = "transparent" | "socks";
@@ -132,6 +141,8 @@ export class Session implements Task, Waiter, FrontHost {
   #outputAt = 0;
   #outputEnd = 0;
   #notedPort = 0;
+  /** Of a connection that is only asked for: the slot of its SYN. */
+  #syn = NO_SYN;
   /** Which of the egress addresses the server's socket has. */
   #slot = NO_SLOT;
   #racers = NO_RACERS;
@@ -176,11 +187,38 @@ export class Session implements Task, Waiter, FrontHost {
   /** A connection was accepted; its peer's sockaddr stands in the row. */
   begin(fd: number, role: Role, upstream: Upstream): void {
     const engine = this.#engine;
+    this.#reset(fd, role, upstream);
+    const owned = engine.ledger.own(fd, engine.owner);
+    if (this.#fronted) return this.#beginFront(owned);
+    if (!owned) return this.#end(ending("resources", EMFILE));
+    const wrong = this.#learnDestination() ?? this.#judgeDestination();
+    if (wrong !== null) return this.#end(wrong);
+    const result = this.client.watch(false);
+    if (result < 0) return this.#end(ending("resources", -result));
+    this.#beginDial();
+  }
+
+  /** A connection is asked for: its SYN is held until it is known what to answer. */
+  hold(slot: number, syn: Syn): void {
+    const { rows: { bytes }, upstream } = this.#engine;
+    this.#reset(-1, "transparent", upstream);
+    this.#syn = slot;
+    const length = syn.family === 4 ? 4 : 16;
+    writeSockaddr(syn.source.subarray(0, length), syn.sourcePort, bytes, this.row + CLIENT);
+    writeSockaddr(syn.destination.subarray(0, length), syn.destinationPort, bytes, this.row + DESTINATION);
+    const wrong = this.#judgeDestination();
+    if (wrong !== null) return this.#end(wrong);
+    this.#beginDial();
+  }
+
+  #reset(fd: number, role: Role, upstream: Upstream): void {
+    const engine = this.#engine;
     this.#enter(FRONT);
     this.#id = engine.nextId();
     this.#startedMs = engine.nowMs;
     this.#settings = engine.settings;
     this.#fronted = role === "socks";
+    this.#syn = NO_SYN;
     this.#upstream = upstream;
     this.#attempt = 0;
     this.#dialErrno = 0;
@@ -193,14 +231,11 @@ export class Session implements Task, Waiter, FrontHost {
     this.client.reset(fd);
     this.#upFlow?.reset();
     this.#downFlow?.reset();
-    const owned = engine.ledger.own(fd, engine.owner);
-    if (this.#fronted) return this.#beginFront(owned);
-    if (!owned) return this.#end(ending("resources", EMFILE));
-    this.#outgoing = engine.outgoing;
-    const wrong = this.#learnDestination();
-    if (wrong !== null) return this.#end(wrong);
-    const result = this.client.watch(false);
-    if (result < 0) return this.#end(ending("resources", -result));
+    if (!this.#fronted) this.#outgoing = engine.outgoing;
+  }
+
+  #beginDial(): void {
+    const engine = this.#engine;
     this.#enter(DIAL);
     this.#dueMs = this.#askedMs = engine.nowMs + this.#attemptMs();
     engine.timeouts.start(this, this.#askedMs);
@@ -258,6 +293,7 @@ export class Session implements Task, Waiter, FrontHost {
         if (this.#relays()) this.#engine.loop.enqueue(this);
       } else if (this.#phase === FRONT) this.#afterFront(this.#front!.late());
       else if (this.#phase === REFUSED) this.#end(this.#why);
+      else if (this.#phase === GRANTED) this.#end(ending("client-left"));
       else if (this.#phase === UPSTREAM) this.#end(ending("handshake-timeout"));
       else if (this.#phase === RESET) this.#awaitAcks();
     }
@@ -387,7 +423,7 @@ export class Session implements Task, Waiter, FrontHost {
   // ---- front: where did a redirected client want to go?
 
   #learnDestination(): Ending | null {
-    const { sys, rows, own, loops, nowMs } = this.#engine;
+    const { sys, rows } = this.#engine;
     const client = this.row + CLIENT;
     const destination = this.row + DESTINATION;
     const result =
@@ -401,6 +437,14 @@ export class Session implements Task, Waiter, FrontHost {
       return ending("not-redirected", -result);
     }
     if (bytes[destination] === AF_INET6 && isMapped(bytes, destination)) unmap(bytes, destination);
+    return null;
+  }
+
+  /** Nobody is led to ourselves. */
+  #judgeDestination(): Ending | null {
+    const { rows: { bytes }, own, loops, nowMs } = this.#engine;
+    const client = this.row + CLIENT;
+    const destination = this.row + DESTINATION;
     if (own.isListener(bytes, destination)) return ending("own-address");
     const ours = this.#upstream.isItself(bytes, destination)
       ? own.isLocal(bytes, client) && loops.comesBack(bytes, client, bytes, destination, nowMs)
@@ -824,20 +868,83 @@ export class Session implements Task, Waiter, FrontHost {
     return true;
   }
 
+  // ---- granted: a connection that is only asked for may be made
+
+  #awaitClient(): void {
+    const { syns, nowMs } = this.#engine;
+    if (!syns!.comesHere(this.#syn)) {
+      // Another process accepts by now, and will dial for it.
+      syns!.letGo(this.#syn);
+      this.#syn = NO_SYN;
+      return this.#end(ending("drain"));
+    }
+    this.#enter(GRANTED);
+    syns!.grant(this.#syn);
+    this.#wait(nowMs + PAIR_MS);
+  }
+
+  /** SYNs of this lane are not held any more. */
+  letGo(lane: number): void {
+    const dialling = this.#phase === DIAL || this.#phase === UPSTREAM;
+    if (this.#syn !== NO_SYN && dialling && this.#engine.syns!.lane(this.#syn) === lane) this.#end(ending("drain"));
+  }
+
+  /** The connection that was asked for is made, and this is it. */
+  accepted(fd: number): void {
+    const { ledger, owner, loop, syns } = this.#engine;
+    assert(this.#phase === GRANTED, "only who was granted is accepted");
+    syns!.forget(this.#syn);
+    this.#syn = NO_SYN;
+    this.client.reset(fd);
+    const result = ledger.own(fd, owner) ? this.client.watch(false) : -EMFILE;
+    if (result < 0) return this.#end(ending("resources", -result));
+    this.#beginRelay();
+    // What the server has said meanwhile has no event of its own any more.
+    loop.enqueue(this);
+  }
+
+  /** Whoever asked does not want it any more; the SYN is not answered. */
+  abandoned(): void {
+    this.#why = ending("client-left");
+    if (this.#phase === DIAL || this.#phase === UPSTREAM) {
+      this.#engine.syns!.ignore(this.#syn);
+      this.#syn = NO_SYN;
+    }
+    this.#end(this.#why);
+  }
+
+  #endSyn(why: Ending): void {
+    const syns = this.#engine.syns!;
+    const slot = this.#syn;
+    this.#syn = NO_SYN;
+    if (this.#phase === GRANTED) return syns.forget(slot);
+    if (why.reason === "drain") return syns.letGo(slot);
+    // What is our own fault says nothing of the destination, and a refusal is over soonest.
+    const { blame } = KINDS[why.reason];
+    const unknown = blame === "us" || blame === "client" ? "refused" : this.#settings.unknownAs;
+    syns.refuse(slot, refusalOf(why.cause === "unknown" ? unknown : why.cause));
+  }
+
   // ---- relay
 
   #startRelay(): void {
-    const { nowMs, settings, loops } = this.#engine;
+    const { loops } = this.#engine;
     this.#handshake = null;
     if (this.#input !== null) {
       this.#engine.buffers.give(this.#input);
       this.#input = null;
     }
     this.#inputEnd = 0;
+    if (this.#upstream.kind !== "direct") loops.answered();
+    if (this.#syn === NO_SYN) this.#beginRelay();
+    else this.#awaitClient();
+  }
+
+  #beginRelay(): void {
+    const { nowMs, settings } = this.#engine;
     this.#enter(RELAY);
     this.#grantedMs = nowMs;
     if (this.#fronted) this.#engine.socks.begins();
-    if (this.#upstream.kind !== "direct") loops.answered();
     this.#activeMs = nowMs;
     this.#wait(Math.min(nowMs + this.#settings.idleMs, this.#startedMs + TUNE_AFTER_MS));
     if (settings.journalAll) this.#journal(STARTED, FINISHED);
@@ -1002,10 +1109,8 @@ export class Session implements Task, Waiter, FrontHost {
     this.#handshake = null;
     this.#closeRacers();
     this.#closeServer(reset);
-    if (reset) engine.sys.setLinger(this.client.fd, true, 0);
-    engine.ledger.disown(this.client.fd);
-    engine.sys.close(this.client.fd);
-    this.client.fd = -1;
+    if (this.#syn !== NO_SYN) this.#endSyn(why);
+    else if (this.client.fd >= 0) this.#closeClient(reset);
     this.#journal(ENDED, why);
     this.#enter(OVER);
     engine.ended(this, why);
@@ -1023,6 +1128,14 @@ export class Session implements Task, Waiter, FrontHost {
     const upMs = this.#upFinPassed ? firstMs : ms;
     const downMs = this.#downFinPassed ? firstMs : ms;
     socks.ends(why === FINISHED, ms, up, down, upMs, downMs, failed && this.client.errno !== 0, failed && this.server.errno !== 0);
+  }
+
+  #closeClient(reset: boolean): void {
+    const { sys, ledger } = this.#engine;
+    if (reset) sys.setLinger(this.client.fd, true, 0);
+    ledger.disown(this.client.fd);
+    sys.close(this.client.fd);
+    this.client.fd = -1;
   }
 
   #closeServer(reset: boolean): void {
@@ -1087,6 +1200,22 @@ const TELLING: readonly number[] = [ENETUNREACH, ETIMEDOUT, EHOSTUNREACH, ECONNR
 function unmap(bytes: Uint8Array, at: number): void {
   bytes[at] = 2; // AF_INET; the port stays where it is.
   bytes.copyWithin(at + 4, at + 20, at + 24);
+}
+
+/** What a client hears whose SYN is held. */
+function refusalOf(cause: Cause): Refusal | "silence" {
+  switch (cause) {
+    case "host-unreachable":
+    case "net-unreachable":
+      return cause;
+    case "not-allowed":
+      return "prohibited";
+    case "timeout":
+      return "silence";
+    case "refused":
+    case "unknown":
+      return "reset";
+  }
 }
 
 function failed(failure: Failure, trust: Trust): Ending {

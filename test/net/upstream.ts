@@ -3,7 +3,7 @@
  * speaks byte by byte, glues the tunnel's first bytes to its reply, or falls silent at any stage,
  * and that remembers what it was asked.
  */
-import { connect, Listener, type Peer, PATIENCE_MS, text } from "./actors.ts";
+import { connect, Listener, type Peer, PATIENCE_MS, sleep, text } from "./actors.ts";
 import type { Place } from "./sandbox.ts";
 
 /** What a client has asked for. */
@@ -27,8 +27,10 @@ export interface Script {
   silentAt?: "accept" | "greeting" | "authentication" | "request";
   /** Instead of being silent there, it ends or resets the connection. */
   leaves?: "fin" | "reset";
-  /** The SOCKS5 reply code or HTTP status instead of success. */
-  refuse?: number;
+  /** The SOCKS5 reply code or HTTP status instead of success; 0: this one succeeds. */
+  refuse?: number | ((request: Request) => number);
+  /** The reply comes so much later. */
+  delayMs?: number;
   /** The status of success (HTTP). */
   status?: string;
   /** Sent in one segment with the reply that grants. */
@@ -98,8 +100,11 @@ export class Upstream {
     this.requests.push(request);
     script.heard?.(request);
     if (script.silentAt === "request") return this.#fallSilent(peer);
-    if (script.refuse !== undefined) {
-      peer.finish(this.#reply(script.refuse));
+    if (script.delayMs !== undefined) await sleep(script.delayMs);
+    const { refuse = 0 } = script;
+    const refusal = typeof refuse === "number" ? refuse : refuse(request);
+    if (refusal !== 0) {
+      peer.finish(this.#reply(refusal));
       return;
     }
     if (script.dials === true) {

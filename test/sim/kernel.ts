@@ -448,6 +448,10 @@ export class SimulatedKernel implements Syscalls {
     return true;
   }
 
+  sendto(): Result {
+    fail("nobody sends without a connection here");
+  }
+
   send(fd: number, from: Memory, at: number, length: number, flags: number): Result {
     this.#enter();
     const { tcp } = this.#socket(fd);

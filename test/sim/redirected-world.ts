@@ -69,6 +69,7 @@ export class RedirectedWorld extends World {
         kind, credentials: this.#login, pipelined: random.chance(0.5),
         addresses: addresses.map(sockaddr), trust: PRESETS.standard,
       },
+      truthful: null,
       unknownAs: "host-unreachable",
       relays: [],
       mark: random.pick([null, 7]),

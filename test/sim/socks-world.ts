@@ -171,6 +171,7 @@ export class SocksWorld extends World {
       egress: this.#egress,
       mode: "redirect",
       upstream: DIRECT,
+      truthful: null,
       unknownAs: "host-unreachable",
       relays: [],
       mark: null,

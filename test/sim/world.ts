@@ -257,6 +257,7 @@ function drawLimits(random: Random, bulk: boolean, scarce: boolean): Limits {
     acceptsPerTurn: random.pick([1, 2, 64]),
     readsPerTurn: random.pick([1, 3, 16]),
     splicesPerTurn: random.pick([1, 2, 8]),
+    syns: random.pick([1, 4, 32]),
     sleepMs: 1000,
   };
 }

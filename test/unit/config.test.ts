@@ -54,7 +54,7 @@ test("the smallest file has all defaults", () => {
     tcp: { keepaliveIdleMs: 180_000, keepaliveIntervalMs: 30_000, keepaliveProbes: 4, userTimeoutMs: 300_000 },
     limits: { whenFull: "wait", pipes: null, pipeBytes: 1_048_576 },
     pipelined: false,
-    connect: { trust: PRESETS.standard, unknownAs: "host-unreachable" },
+    connect: { trust: PRESETS.standard, unknownAs: "host-unreachable", truthful: null },
     firewall: {
       backend: "auto", manage: false, onFailure: "open", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
       excludeUsers: [], excludeCgroups: [], serviceUser: "transplice", tproxyMark: 0x1082, tproxyTable: 1082,
@@ -68,6 +68,15 @@ test("the upstream's answers are believed as its program is known, or by name of
   for (const [name, table] of Object.entries(PRESETS)) assert.deepEqual(trust(`"${name}"`), table);
   assert.deepEqual(trust('["refused", "timeout"]'), { replies: { 5: "refused", 6: "timeout" }, statuses: { 504: "timeout" }, errnos: ["refused", "timeout"] });
   assert.deepEqual(trust("[]"), PRESETS.nothing);
+});
+
+test("truthful connect(): its keys, and marks that its own bits of the mark would change", () => {
+  const { truthful } = good(`${URL_LINE}[connect]\ntruthful = true\nwithout = "refuse"\nqueue = 7`).connect;
+  assert.deepEqual(truthful, { required: true, timeoutAs: "silence", answer: "raw", queue: 7, markShift: 16 });
+  assert.deepEqual(bad("mark = 0x10000\n[connect]\ntruthful = true"), [
+    "t.toml:2: mark: has some of the eight bits of the mark that connect.mark_shift gives to SYNs (0xff0000); set another mark, or move them",
+  ]);
+  assert.deepEqual(bad("mark = 0x10000\n[connect]\ntruthful = true\nmark_shift = 24"), []);
 });
 
 test("a transocks.toml means what it meant", () => {

@@ -14,7 +14,7 @@ import type { Memory } from "../../native-bindings/syscalls.ts";
 import { Admission, admissionBytes } from "../../src/engine/admission.ts";
 import { countersBytes, countersRow, TUNNELS } from "../../src/engine/counters.ts";
 import { REASONS } from "../../src/engine/ending.ts";
-import { type Answer, Engine, rowsBytes } from "../../src/engine/engine.ts";
+import { type Answer, Engine, rowsBytes, synsBytes } from "../../src/engine/engine.ts";
 import { egressCountersBytes } from "../../src/engine/egress-counters.ts";
 import { QUOTA_BYTES } from "../../src/engine/quota.ts";
 import { socksCountersBytes } from "../../src/engine/socks-counters.ts";
@@ -74,9 +74,13 @@ function play(world: World, endings: Map<string, number>): void {
     kernel.ring(bellFd);
   };
   const engine = new Engine({
-    sys: kernel, clock: () => Math.floor(kernel.now()), wallClock: () => kernel.now(),
+    sys: kernel, clock: () => Math.floor(kernel.now()), exactClock: () => kernel.now(),
+    wallClock: () => kernel.now(),
     limits, settings, shared, worker: 0, incarnation: 0,
-    own: { rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)), journal: journalMemory },
+    own: {
+      rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)), journal: journalMemory,
+      syns: new SharedArrayBuffer(synsBytes(limits)),
+    },
     ask: (question) => world.ask(question, receive), toAscii: (name) => name,
   });
   const admission = new Admission(shared.admission, kernel);

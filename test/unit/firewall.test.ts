@@ -9,7 +9,7 @@ import { nftRules } from "../../src/control/firewall-nft.ts";
 import { type FirewallPlan, firewallPlan } from "../../src/control/firewall-plan.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
 
-const FACTS = { upstream: ["203.0.113.5"], families: [4, 6] as const, uid: (name: string) => (name === "none" ? null : 999) };
+const FACTS = { upstream: ["203.0.113.5"], families: [4, 6] as const, cpus: 1, uid: (name: string) => (name === "none" ? null : 999) };
 
 function planned(text: string, facts = {}): ReturnType<typeof firewallPlan> {
   const parsed = parseConfig(`proxy_url = "socks5://203.0.113.5:1080"\n${text}`, "t.toml");
