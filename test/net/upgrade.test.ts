@@ -5,13 +5,16 @@
 import { strict as assert } from "node:assert";
 import { appendFileSync, existsSync } from "node:fs";
 import { connect, eventually, type Peer, sleep } from "./actors.ts";
+import { asked, echo, egress, metrics, POOL, sample } from "./dmz.ts";
 import { SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
+import { codeOf, tunnel } from "./socks.ts";
 
 const CLIENTS = 24;
 const LOAD_MS = 4000;
 const STANDING = 200;
+const GRANTED = "usocksd_connections_total";
 
 const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERVER[4], 80);
 
@@ -74,6 +77,46 @@ scenario("USR2 with a broken file: the new process does not serve, and nothing h
   await relay.logged("the failure", ({ message }) => message.includes("does not serve"), 20_000);
   await load(stage, once());
   assert.equal(relay.process.exit, null);
+});
+
+scenario("USR2 of the egress: no client is lost, and the metrics go to the successor", async (stage) => {
+  const { lan } = stage.net;
+  echo(stage);
+  const relay = await egress(stage, { outgoing: { addresses: POOL[4] }, workers: 2, timeouts: { drain: "1s" } });
+  const target = { to: SERVER[4], port: 7 };
+  const standing = await tunnel(lan, asked(), target);
+  let over = false;
+  const clients = Array.from({ length: 8 }, async () => {
+    for (let served = 0; ; served++) {
+      if (over) return served;
+      const client = await tunnel(lan, asked(), target);
+      await exchange(client);
+      client.destroy();
+    }
+  });
+  await sleep(300);
+  const before = sample(await metrics(stage), GRANTED, { version: "SOCKS5", status: "granted" });
+  assert.ok(before > 1);
+  relay.process.signal("SIGUSR2");
+  const successor = await takenOver(relay);
+  stage.finally(() => end(successor));
+  await sleep(1_000);
+  over = true;
+  const served = (await Promise.all(clients)).reduce((sum, each) => sum + each, 0);
+  // They are those of the process that serves now, which began at nothing.
+  let after = 0;
+  await eventually("the metrics are served", async () => {
+    after = sample(await metrics(stage), GRANTED, { version: "SOCKS5", status: "granted" });
+    return true;
+  });
+  assert.ok(after > 0 && after < served, `${after} of ${served}`);
+  await exchange(standing);
+  standing.destroy();
+  const { pid } = relay.process;
+  await eventually("the old process has ended", () => !existsSync(`/proc/${pid}`));
+  await metrics(stage);
+  assert.equal(await codeOf(lan, asked(), target), 0);
+  await end(successor);
 });
 
 function once(): () => boolean {
