@@ -155,18 +155,18 @@ export class EgressControl {
   /** Never rejects. */
   async answer(question: Question): Promise<Answer> {
     if (question.kind === "name") {
-      const { name } = question;
-      return { kind: "name", name, answer: await this.#resolve(name) };
+      const { name, client } = question;
+      return { kind: "name", name, answer: await this.#resolve(name, client) };
     }
-    const { row, id, user, password } = question;
-    return { kind: "login", row, id, right: await this.#users.verify(user, password) };
+    const { row, id, client, user, password } = question;
+    return { kind: "login", row, id, right: await this.#users.verify(user, password, client) };
   }
 
   /** The first of the names that it may stand for which has an address. */
-  async #resolve(name: string): Promise<NameAnswer> {
+  async #resolve(name: string, client: number): Promise<NameAnswer> {
     const failures: NameAnswer[] = [];
     for (const full of this.#search.names(name)) {
-      const answer = await this.names.resolve(full);
+      const answer = await this.names.resolve(full, client);
       if (answer.failure === null) return answer;
       failures.push(answer);
     }

@@ -11,13 +11,15 @@ import { readFileSync, statSync } from "node:fs";
 import { socketAddress } from "../config/endpoint.ts";
 import type { Log } from "./log.ts";
 import { type AddressRecord, type Ask, Nameservers, type Question } from "./nameservers.ts";
+import { Places } from "./places.ts";
 
 export interface NameAnswer {
   /** 4 or 16 bytes each, the families taking turns, IPv6 first. Empty: see `failure`. */
   readonly addresses: readonly Uint8Array[];
   /** How long the answer may be used from now on. */
   readonly ttlMs: number;
-  readonly failure: null | "not-found" | "failed" | "timeout";
+  /** "busy": it was not asked for, as too many are. */
+  readonly failure: null | "not-found" | "failed" | "timeout" | "busy";
 }
 
 export interface NamesStats {
@@ -102,6 +104,8 @@ export class Names {
   readonly #asking = new Set<Lookup>();
   /** Those of #asking that have answered a part. Nobody waits for them. */
   readonly #stragglers = new Set<Lookup>();
+  /** Of the clients for whom names are being asked for, until there is an answer or a part of one. */
+  readonly #places = new Places(ASKING_MAX);
   readonly #counts = {
     fromHosts: 0,
     fromCache: 0,
@@ -130,8 +134,11 @@ export class Names {
     return { cached: this.#cache.size, asking: this.#asking.size, ...this.#counts };
   }
 
-  /** Never rejects. The answer comes within the deadline, or an answer that has no addresses. */
-  async resolve(name: string): Promise<NameAnswer> {
+  /**
+   * Never rejects. The answer comes within the deadline, or an answer that has no addresses.
+   * `client`: for whom, by any number.
+   */
+  async resolve(name: string, client = 0): Promise<NameAnswer> {
     if (this.#closed) return FAILED;
     const local = this.#hosts.addresses(name) ?? loopback(name);
     if (local !== null) {
@@ -153,13 +160,15 @@ export class Names {
       const [straggler] = this.#stragglers;
       straggler?.hurry();
     }
-    if (this.#asking.size >= ASKING_MAX) {
+    if (this.#asking.size >= ASKING_MAX || !this.#places.enter(client)) {
       this.#counts.refused++;
-      this.#log.warning("too many names are being resolved; more are refused", { names: ASKING_MAX });
-      return FAILED;
+      this.#log.warning("too many names are being resolved; more are refused", { names: this.#asking.size });
+      return BUSY;
     }
     this.#counts.asked++;
-    return this.#answer(await this.#look(name).kept);
+    const found = await this.#look(name).kept;
+    this.#places.leave(client);
+    return this.#answer(found);
   }
 
   /** Who still waits hears that it failed. */
@@ -442,6 +451,7 @@ function hostNames(text: string): ReadonlyMap<string, readonly Uint8Array[]> {
 }
 
 const FAILED: NameAnswer = Object.freeze({ addresses: [], ttlMs: 0, failure: "failed" });
+const BUSY: NameAnswer = Object.freeze({ addresses: [], ttlMs: 0, failure: "busy" });
 
 const HOSTS_PATH = "/etc/hosts";
 

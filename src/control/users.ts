@@ -8,6 +8,7 @@
  */
 import { createHmac, randomBytes, scrypt, timingSafeEqual } from "node:crypto";
 import { parseSecret, type Secret } from "../config/secret.ts";
+import { Places } from "./places.ts";
 
 export { parseSecret, type Secret };
 
@@ -50,6 +51,7 @@ export class Users {
   readonly #wrong = new Map<string, number>();
   readonly #judging = new Map<string, Promise<boolean>>();
   readonly #waiting: (() => void)[] = [];
+  readonly #places = new Places(RUNNING_MAX + WAITING_MAX);
   #running = 0;
   readonly #now: () => number;
   readonly #derive: (password: Uint8Array, hash: Hash) => Promise<Uint8Array>;
@@ -69,9 +71,9 @@ export class Users {
 
   /**
    * Never rejects. `password` is the caller's again when this returns: to be wiped. A SOCKS4 user
-   * has an empty one. False also where too many others are waiting.
+   * has an empty one. False also where too many others are waiting, or too many of this client's.
    */
-  verify(user: Uint8Array, password: Uint8Array): Promise<boolean> {
+  verify(user: Uint8Array, password: Uint8Array, client: number): Promise<boolean> {
     const name = Buffer.from(user).toString("latin1");
     const mark = this.#mark(name, password);
     if (this.#right.delete(mark)) {
@@ -82,7 +84,7 @@ export class Users {
     if (until !== undefined && this.#now() < until) return Promise.resolve(false);
     const same = this.#judging.get(mark);
     if (same !== undefined) return same;
-    if (this.#waiting.length >= WAITING_MAX) return Promise.resolve(false);
+    if (!this.#places.enter(client)) return Promise.resolve(false);
     const copy = new Uint8Array(password);
     const judging = this.#judge(this.#secrets.get(name), copy)
       .then(
@@ -97,6 +99,7 @@ export class Users {
       .finally(() => {
         copy.fill(0);
         this.#judging.delete(mark);
+        this.#places.leave(client);
       });
     this.#judging.set(mark, judging);
     return judging;

@@ -59,11 +59,13 @@ export interface OwnMemory {
 
 /** What only main can find out. */
 export type Question =
-  | { readonly kind: "name"; readonly name: string }
+  | { readonly kind: "name"; readonly name: string; readonly client: number }
   | {
       readonly kind: "login";
       readonly row: number;
       readonly id: number;
+      /** A hash, as in the names' questions: of those who wait for main, each has a share. */
+      readonly client: number;
       readonly user: Uint8Array;
       readonly password: Uint8Array;
     };
@@ -176,7 +178,7 @@ export class Engine {
     this.#quotas = new Quotas(shared.quotas);
     this.#ask = options.ask;
     this.toAscii = options.toAscii;
-    this.names = new NameCache((name) => this.#ask({ kind: "name", name }));
+    this.names = new NameCache((name, client) => this.#ask({ kind: "name", name, client }));
     this.scratch = sys.memory(this.limits.bufferBytes);
     this.output = sys.memory(OUTPUT_BYTES_MAX);
     this.loop = new Loop(sys, this.limits.eventsPerTurn);
@@ -345,8 +347,8 @@ export class Engine {
   }
 
   /** Does the password belong to the user? The session is told by verdict(). */
-  askVerdict(row: number, id: number, user: Uint8Array, password: Uint8Array): void {
-    this.#ask({ kind: "login", row, id, user: user.slice(), password: password.slice() });
+  askVerdict(row: number, id: number, client: number, user: Uint8Array, password: Uint8Array): void {
+    this.#ask({ kind: "login", row, id, client, user: user.slice(), password: password.slice() });
   }
 
   /**

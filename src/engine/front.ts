@@ -343,7 +343,7 @@ export class SocksFront {
     if (this.#egress.remembers(this.#user, password)) return this.#verified(true);
     this.#phase = VERIFY;
     this.#verdict = null;
-    this.#engine.askVerdict(this.#host.row, this.#host.id, user, password);
+    this.#engine.askVerdict(this.#host.row, this.#host.id, this.clientHash, user, password);
     return "waits";
   }
 
@@ -413,6 +413,7 @@ export class SocksFront {
       case "timeout":
         return this.#deny(TIMED_OUT, ending("name-timeout"));
       case "failed":
+      case "busy":
         return this.#deny(GENERAL_FAILURE, ending("name-failed"));
     }
   }

@@ -6,19 +6,14 @@
 import type { Task } from "./loop.ts";
 
 const NAMES_MAX = 4096;
-/**
- * Names that are being asked for on behalf of one client: main asks for a thousand in all, and a
- * host may have many programs that wait for a server which does not answer.
- */
-const ASKED_MAX = 256;
-const BUSY: NameAnswer = Object.freeze({ addresses: [], ttlMs: 0, failure: "failed" });
 
 /** Plain data: main sends it. */
 export interface NameAnswer {
   /** 4 or 16 bytes each, in the order in which they are to be tried. */
   readonly addresses: readonly Uint8Array[];
   readonly ttlMs: number;
-  readonly failure: null | "not-found" | "failed" | "timeout";
+  /** "busy": it was not asked for, as its client has too many names under way. */
+  readonly failure: null | "not-found" | "failed" | "timeout" | "busy";
 }
 
 /** Someone who waits for a name. */
@@ -31,15 +26,20 @@ interface Known {
   readonly untilMs: number;
 }
 
+/** A name that is being asked for on behalf of one client. */
+interface Question {
+  /** And who they are clients of. */
+  readonly askers: Map<Asker, number>;
+  readonly client: number;
+}
+
 export class NameCache {
-  readonly #ask: (name: string) => void;
+  readonly #ask: (name: string, client: number) => void;
   readonly #known = new Map<string, Known>();
-  readonly #waiting = new Map<string, { readonly askers: Set<Asker>; readonly client: number }>();
-  /** How many of the names that are being asked for each client has brought up. */
-  readonly #askedBy = new Map<number, number>();
+  readonly #waiting = new Map<string, Question>();
 
   /** `ask` sends a question to main, which answers each exactly once, by answer(). */
-  constructor(ask: (name: string) => void) {
+  constructor(ask: (name: string, client: number) => void) {
     this.#ask = ask;
   }
 
@@ -50,21 +50,18 @@ export class NameCache {
 
   /**
    * The answer if it is known; null: the asker will be told, unless it forgets the name before.
-   * `client` stands for whoever wants to know: one with too many names under way is told "failed".
+   * `client` stands for whoever wants to know.
    */
   lookup(name: string, asker: Asker, nowMs: number, client: number): NameAnswer | null {
     const known = this.#known.get(name);
     if (known !== undefined && nowMs < known.untilMs) return known.answer;
     const waiting = this.#waiting.get(name);
     if (waiting !== undefined) {
-      waiting.askers.add(asker);
+      waiting.askers.set(asker, client);
       return null;
     }
-    const asked = this.#askedBy.get(client) ?? 0;
-    if (asked >= ASKED_MAX) return BUSY;
-    this.#askedBy.set(client, asked + 1);
-    this.#waiting.set(name, { askers: new Set([asker]), client });
-    this.#ask(name);
+    this.#waiting.set(name, { askers: new Map([[asker, client]]), client });
+    this.#ask(name, client);
     return null;
   }
 
@@ -83,9 +80,18 @@ export class NameCache {
     this.#waiting.delete(name);
     if (waiting === undefined) return;
     const { askers, client } = waiting;
-    const asked = this.#askedBy.get(client)! - 1;
-    if (asked === 0) this.#askedBy.delete(client);
-    else this.#askedBy.set(client, asked);
-    for (const asker of askers) asker.named(answer);
+    if (answer.failure === "busy") this.#askForOthers(name, askers, client);
+    for (const [asker, whose] of askers) {
+      if (answer.failure !== "busy" || whose === client) asker.named(answer);
+    }
+  }
+
+  /** That one client has too many names under way is no answer to the others who wait for this one. */
+  #askForOthers(name: string, askers: ReadonlyMap<Asker, number>, client: number): void {
+    const others = new Map([...askers].filter(([, whose]) => whose !== client));
+    const [next] = others.values();
+    if (next === undefined) return;
+    this.#waiting.set(name, { askers: others, client: next });
+    this.#ask(name, next);
   }
 }

@@ -448,6 +448,30 @@ scenario("a DNS that never answers holds up nobody else", async (stage) => {
   assert.deepEqual([...new Set(codes)].filter((code) => ![4, 6, 1].includes(code)), []);
 });
 
+scenario("clients with many names that nobody answers leave room for the names of others", async (stage) => {
+  const names = await Names.start(stage, { "web.test": [SERVER[4]] });
+  echo(stage);
+  const { lan } = stage.net;
+  const relay = await egress(stage, { workers: 2, timeouts: { dns: "30s", negotiation: "60s" } });
+  // Three clients, 600 names each: more than are asked for at a time.
+  const peers: Peer[] = [];
+  for (let i = 0; i < 1_800; i++) {
+    const name = `silent${i}.scripted.test`;
+    names.scripts.set(name, { silent: true });
+    const peer = await dial(lan, asked(), CLIENTS[4][i % 3]!);
+    peer.write(Buffer.concat([greeting(0), request(name, 80)]));
+    peers.push(peer);
+  }
+  await eventually("the names are being asked for", async () =>
+    sample(await metrics(stage), "transplice_names_in_flight") >= 500);
+  for (const from of CLIENTS[4].slice(3, 6)) {
+    assert.equal(await codeOf(lan, asked(), { to: "web.test", port: 7, from }), GRANTED, from);
+    assert.equal(await codeOf(lan, asked(), { to: `un${from}.test`, port: 7, from }), 4, from);
+  }
+  for (const peer of peers) peer.destroy();
+  assert.equal(relay.process.exit, null);
+});
+
 scenario("a thousand clients that ask for one slow name cost one question", async (stage) => {
   const names = await Names.start(stage);
   names.scripts.set("slow.scripted.test", {

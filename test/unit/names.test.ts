@@ -82,8 +82,8 @@ class World {
   }
 
   /** Asks, and has both families answered at once. */
-  async found(name: string, four: string | string[], six: string | string[], ttl = 300): Promise<Said> {
-    const asking = this.names.resolve(name);
+  async found(name: string, four: string | string[], six: string | string[], ttl = 300, client = 0): Promise<Said> {
+    const asking = this.names.resolve(name, client);
     await this.answer(6, six, ttl);
     await this.answer(4, four, ttl);
     return said(await asking);
@@ -307,8 +307,8 @@ test("the deadline: whoever waits hears of it, and others are not held up", asyn
 
 test("a thousand names at a time are asked for, the next one is refused", async () => {
   const world = new World();
-  const first = Array.from({ length: 1000 }, (_, i) => world.names.resolve(`n${i}.example`));
-  assert.deepEqual(said(await world.names.resolve("one-more.example")), { ...NONE, failure: "failed", ttlMs: 0 });
+  const first = Array.from({ length: 1000 }, (_, i) => world.names.resolve(`n${i}.example`, i));
+  assert.deepEqual(said(await world.names.resolve("one-more.example", 1000)), { ...NONE, failure: "busy", ttlMs: 0 });
   const joined = world.names.resolve("n7.example");
   assert.deepEqual(world.told, ["too many names are being resolved; more are refused"]);
   await world.pass(5000);
@@ -319,10 +319,27 @@ test("a thousand names at a time are asked for, the next one is refused", async 
   assert.equal((await world.found("one-more.example", ["192.0.2.1"], "ENODATA")).failure, null);
 });
 
+test("clients with names that nobody answers leave room for those of others", async () => {
+  const world = new World();
+  const names = Array.from({ length: 1000 }, (_, i) => world.names.resolve(`n${i}.example`, 1));
+  assert.equal(world.names.stats.asking, 334, "one alone has a third");
+  names.push(...Array.from({ length: 1000 }, (_, i) => world.names.resolve(`m${i}.example`, 2 + (i % 9))));
+  world.asked.length = 0; // They are never answered.
+  const found = world.found("other.example", ["192.0.2.1"], "ENODATA", 300, 99);
+  assert.equal((await found).failure, null);
+  await world.pass(5000);
+  assert.deepEqual(new Set((await Promise.all(names)).map(({ failure }) => failure)), new Set(["timeout", "busy"]));
+  // And all have their places back.
+  const again = Array.from({ length: 1000 }, (_, i) => world.names.resolve(`o${i}.example`, i));
+  assert.equal(world.names.stats.asking, 1000);
+  await world.pass(5000);
+  await Promise.all(again);
+});
+
 test("where AAAA never comes, what nobody waits for gives way", async () => {
   const world = new World();
   for (let i = 0; i < 1000; i++) {
-    void world.names.resolve(`n${i}.example`);
+    void world.names.resolve(`n${i}.example`, i);
     await world.answer(4, ["192.0.2.1"]);
   }
   await world.pass(50);

@@ -28,8 +28,8 @@ function secretsOf(users: Readonly<Record<string, string>>): Map<string, Secret>
   );
 }
 
-const verify = (users: Users, user: string, password: string): Promise<boolean> =>
-  users.verify(utf8(user), utf8(password));
+const verify = (users: Users, user: string, password: string, client = 0): Promise<boolean> =>
+  users.verify(utf8(user), utf8(password), client);
 
 test("a hash is made with a salt of its own, and its password alone fits", async () => {
   const [first, second] = await Promise.all([hashPassword("pässword"), hashPassword("pässword")]);
@@ -95,7 +95,7 @@ test("names and passwords are bytes, and do not run into each other", async () =
   assert.equal(await verify(users, "ab", "c"), true);
   for (const [user, password] of [["a", "bc"], ["abc", ""], ["", "abc"], ["1:1", "1"]] as const) assert.equal(await verify(users, user, password), false);
   // Not UTF-8: nobody's name in a file, and no reason to fall over.
-  assert.equal(await users.verify(Uint8Array.of(0xff, 0xfe), Uint8Array.of(0xff)), false);
+  assert.equal(await users.verify(Uint8Array.of(0xff, 0xfe), Uint8Array.of(0xff), 0), false);
   await fc.assert(
     fc.asyncProperty(fc.string({ unit: "binary", maxLength: 20 }), fc.string({ unit: "binary", maxLength: 20 }), fc.string({ unit: "binary", maxLength: 20 }), async (name, password, other) => {
       const one = new Users(new Map([[name, { kind: "clear", password: utf8(password) }]]));
@@ -133,7 +133,7 @@ const settled = (): Promise<void> => new Promise((resolve) => setImmediate(resol
 test("two are judged at a time, 256 wait, and who comes then is refused but not remembered", async () => {
   const { calls, seams } = held(() => true);
   const users = new Users(secretsOf({ alice: cheap("a") }), seams);
-  const answers = Array.from({ length: 259 }, (_, i) => verify(users, "alice", `${i}`));
+  const answers = Array.from({ length: 259 }, (_, i) => verify(users, "alice", `${i}`, i));
   await settled();
   assert.equal(calls.length, 2);
   assert.equal(await answers[258], false);
@@ -204,12 +204,27 @@ test("the caller's password is his again at once, and ours is wiped", async () =
   const { calls, seams } = held((password) => Buffer.from(password).toString() === "secret");
   const users = new Users(secretsOf({ alice: cheap("a") }), seams);
   const password = utf8("secret");
-  const answer = users.verify(utf8("alice"), password);
+  const answer = users.verify(utf8("alice"), password, 0);
   password.fill(0);
   await settled();
   calls[0]!.end();
   assert.equal(await answer, true);
   assert.deepEqual(calls[0]!.password, new Uint8Array(6));
+});
+
+test("a client that guesses and guesses leaves room for the others", async () => {
+  const { calls, seams } = held((password) => Buffer.from(password).toString() === "right");
+  const users = new Users(secretsOf({ alice: cheap("a"), bob: cheap("b") }), seams);
+  const guesses = Array.from({ length: 1000 }, (_, i) => verify(users, "alice", `${i}`, i % 3));
+  const right = verify(users, "bob", "right", 7);
+  let open = 1001;
+  const over = Promise.all([...guesses, right].map((each) => each.finally(() => open--)));
+  for (let ended = 0; open > 0; ended++) {
+    await settled();
+    calls[ended]?.end();
+  }
+  await over;
+  assert.equal(await right, true);
 });
 
 test("what is remembered is bounded", async () => {
