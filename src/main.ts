@@ -12,14 +12,23 @@ import { migrate } from "./config/migrate.ts";
 import { type Problem, problemText } from "./config/problem.ts";
 import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
+import { Activation } from "./control/activation.ts";
 import { firewall } from "./control/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
+import type { ListeningAddress } from "./control/listeners.ts";
 import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
 import { ServiceManager } from "./control/systemd.ts";
 import { inherited } from "./control/upgrade.ts";
 import { hashPassword } from "./control/users.ts";
+
+/** A configuration with the sockets that were passed to us in their places. */
+type Fitted =
+  | (Exclude<Loaded, { problems: unknown }> & { readonly listening: readonly ListeningAddress[] })
+  | { readonly problems: readonly Problem[] };
+
+const problemOf = (place: string, message: string): Problem => ({ place, line: null, column: null, key: null, message });
 
 async function main(command: Command): Promise<number> {
   switch (command.kind) {
@@ -104,10 +113,27 @@ async function check({ file, overrides, reading }: Command & { kind: "check" }):
 async function run(command: Command & { kind: "run" }): Promise<number> {
   const { file, overrides, reading } = command;
   const environment = readEnvironment();
-  const load = (): Promise<Loaded> => loadConfig(file, overrides, reading, environment.variables);
+  const sys = linux();
+  const heir = inherited(environment.handover);
+  const activation = Activation.of(sys, heir?.passed ?? environment.sockets);
+  const load = async (): Promise<Fitted> => {
+    if ("wrong" in activation) return { problems: activation.wrong.map((message) => problemOf(file, message)) };
+    const loaded = await loadConfig(file, overrides, reading, environment.variables);
+    if ("problems" in loaded) return loaded;
+    if (loaded.daemon && activation.sockets.length > 0) {
+      const message = "daemon = on: sockets of the service manager are for the process that it started; set daemon = off";
+      return { problems: [problemOf(file, message)] };
+    }
+    const fitted = activation.fit(loaded.config);
+    return "wrong" in fitted
+      ? { problems: fitted.wrong.map((message) => problemOf(file, message)) }
+      : { ...loaded, ...fitted };
+  };
   const loaded = await load();
-  if ("problems" in loaded) {
-    await tellProblems(loaded.problems, reading.as);
+  if ("problems" in loaded || "wrong" in activation) {
+    const problems = "problems" in loaded ? loaded.problems : [];
+    heir?.failed(problems.map(problemText));
+    await tellProblems(problems, reading.as);
     return 1;
   }
   if (loaded.daemon && command.process?.foreground === false) return beginDaemon("--foreground");
@@ -115,37 +141,44 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   const ownLog = isNew(config.log.filename);
   const log = new Log({ topic: reading.as, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) {
+    heir?.failed([`log.filename: ${log.fault}`]);
     process.stderr.write(`${file}: log.filename: ${log.fault}\n`);
     return 1;
   }
+  const cannotStart = async (wrong: readonly string[]): Promise<void> => {
+    heir?.failed(wrong);
+    for (const text of wrong) log.critical("cannot start", { error: text });
+    await log.close();
+  };
   for (const warning of loaded.warnings) log.warning(problemText(warning));
-  const sys = linux();
   const pidfile = command.process?.pidfile ?? null;
   const unwritten = pidfile === null ? null : writePid(pidfile);
   // A successor is the user already who may no longer write there.
-  if (unwritten !== null && environment.handover !== null) log.warning(unwritten);
-  const taken =
-    unwritten !== null && environment.handover === null ? { wrong: unwritten } : takeOn(sys, config, ownLog);
+  if (unwritten !== null && heir !== null) log.warning(unwritten);
+  const taken = unwritten !== null && heir === null ? { wrong: unwritten } : takeOn(sys, config, ownLog);
   if ("wrong" in taken) {
-    log.critical("cannot start", { error: taken.wrong });
-    await log.close();
+    await cannotStart([taken.wrong]);
     return 1;
   }
   for (const text of taken.warnings) log.warning(text);
   const manager = new ServiceManager(sys, environment);
-  const service = new Service(sys, log, config, manager);
+  const service = new Service(sys, log, config, manager, activation);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
-  let work: Promise<unknown> = service.start(inherited(environment.handover)).then(async (wrong) => {
+  let work: Promise<unknown> = service.start(heir, loaded.listening).then(async (wrong) => {
     if (wrong.length === 0) return daemonServes();
-    for (const text of wrong) log.critical("cannot start", { error: text });
-    await log.close();
+    await cannotStart(wrong);
     process.exit(1);
   });
   let stopping = false;
+  /** A successor has taken over, and nobody has told this process yet to end. */
+  let draining = false;
   const stop = (signal: NodeJS.Signals): void => {
     log.warning("got signal", { signal });
-    // Also while a successor has taken over, and this process only drains.
+    if (draining) {
+      draining = false;
+      return service.limitDrain();
+    }
     if (stopping) return service.cut();
     stopping = true;
     work = work.then(async () => {
@@ -181,7 +214,7 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
     log.warning("got signal", { signal: "SIGUSR2" });
     const wrong = await service.handOver(environment.rest);
     if (wrong !== null) return log.error("the new process does not serve; going on", { error: wrong });
-    stopping = true;
+    stopping = draining = true;
     await service.stop(true);
     await log.close();
     process.exit(0);

@@ -163,20 +163,28 @@ export class Fleet {
       await this.#unlistenOne(leaver, fds.map(([fd]) => fd));
       // All of them to one, as they were: a SYN's connection comes to whoever holds the SYN.
       const heir = this.#leastBusy();
-      for (const [fd, role] of fds) this.#listenOne(heir, fd, role);
+      for (const [fd, role] of fds) if (this.#holders(fd).length === 0) this.#listenOne(heir, fd, role);
       for (const queue of queues) this.#holdOne(heir, queue);
       this.#order(leaver, { kind: "drain" });
     }
   }
 
   /**
-   * Spreads the listening sockets of one address over the workers: each goes to one that has fewest,
-   * or to whoever reads the queue of the same number. The first is the address's socket `from`.
+   * Spreads the listening sockets of one address over the workers: each that nobody has goes to one
+   * that has fewest, or to whoever reads the queue of the same number. Where there are fewer sockets
+   * than workers, they are shared. May be called again, when there are more of either.
    */
-  listen(fds: readonly number[], role: Role, from = 0): void {
+  listen(fds: readonly number[], role: Role): void {
     for (const [i, fd] of fds.entries()) {
-      const reader = role === "transparent" ? this.#readerOf(from + i) : undefined;
+      if (this.#holders(fd).length > 0) continue;
+      const reader = role === "transparent" ? this.#readerOf(i) : undefined;
       this.#listenOne(reader ?? this.#leastBusy(), fd, role);
+    }
+    if (fds.length >= this.size) return;
+    for (const member of this.#members) {
+      if (member.leaving || fds.some((fd) => member.fds.has(fd))) continue;
+      const fewest = fds.reduce((a, b) => (this.#holders(b).length < this.#holders(a).length ? b : a));
+      this.#listenOne(member, fewest, role);
     }
   }
 
@@ -200,6 +208,10 @@ export class Fleet {
 
   #readerOf(lane: number): Member | undefined {
     return this.#members.find(({ queues }) => [...queues].some((queue) => queue.lane === lane));
+  }
+
+  #holders(fd: number): Member[] {
+    return this.#members.filter((member) => member.fds.has(fd));
   }
 
   #leastBusy(): Member {

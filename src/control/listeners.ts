@@ -3,7 +3,7 @@
  * dies takes no backlog with it, and a reload moves sockets without closing them.
  *
  * Each address has one SO_REUSEPORT socket for each worker, among which the kernel spreads
- * connections by a hash.
+ * connections by a hash. Where the service manager has opened it, workers may share sockets.
  */
 import { getSystemErrorMap } from "node:util";
 import {
@@ -15,9 +15,10 @@ import {
   IPV6_TRANSPARENT,
   IPV6_V6ONLY,
   IP_TRANSPARENT,
- 
   FD_CLOEXEC,
   F_SETFD,
+  F_SETFL,
+  O_NONBLOCK,
   SOCKADDR_SIZE,
   SOCK_CLOEXEC,
   SOCK_NONBLOCK,
@@ -52,13 +53,13 @@ export interface ListeningAddress {
   readonly address: ListenAddress;
   readonly role: Role;
   readonly fds: readonly number[];
-  /** Of a part of an address's sockets: which of them is the first. */
-  readonly from?: number;
 }
 
 export class Listeners {
   readonly #sys: Syscalls;
   readonly #open = new Map<string, ListeningAddress>();
+  /** The service manager's, of those that are open. */
+  readonly #passed = new Set<number>();
 
   constructor(sys: Syscalls) {
     this.#sys = sys;
@@ -82,9 +83,33 @@ export class Listeners {
         if (named < 0 || !same) return `fd ${fd} is not a socket that listens on ${address.text}`;
         sys.fcntl(fd, F_SETFD, FD_CLOEXEC);
       }
-      this.#open.set(keyOf(address, role), { address, role, fds });
+      this.#add({ address, role, fds });
     }
     return null;
+  }
+
+  /** Sockets of the service manager's, who did not open them as we do. Answers what is wrong, or null. */
+  adoptPassed(listening: readonly ListeningAddress[], mode: Config["mode"]): string | null {
+    const sys = this.#sys;
+    for (const { address, role, fds } of listening) {
+      for (const fd of fds) {
+        this.#passed.add(fd);
+        const steps: [string, () => Result][] = [
+          ["fcntl O_NONBLOCK", () => sys.fcntl(fd, F_SETFL, O_NONBLOCK)],
+          ["setsockopt TCP_NODELAY", () => sys.setsockopt(fd, SOL_TCP, TCP_NODELAY, 1)],
+          // The manager's Backlog= may be small.
+          ["listen", () => sys.listen(fd, BACKLOG)],
+        ];
+        for (const [call, step] of steps) {
+          const result = step();
+          if (result < 0) return trouble(address, call, result).text;
+        }
+        if (role === "transparent" && mode === "tproxy" && !this.#madeTransparent(fd, address)) {
+          return `listen tcp ${address.text}: mode = "tproxy" needs Transparent=yes in the socket's unit, or CAP_NET_ADMIN`;
+        }
+      }
+    }
+    return this.adopt(listening);
   }
 
   /**
@@ -101,10 +126,14 @@ export class Listeners {
     const wrong: string[] = [];
     const wanted = wantedBy(config);
     for (const { address, role } of wanted) {
-      const has = this.#open.get(keyOf(address, role))?.fds.length ?? 0;
-      if (has >= sockets) continue;
+      const open = this.#open.get(keyOf(address, role))?.fds ?? [];
+      const has = open.length;
+      const passed = open.find((fd) => this.#passed.has(fd));
+      if (has >= sockets || (passed !== undefined && !this.#is(passed, SOL_SOCKET, SO_REUSEPORT))) continue;
       const fds = this.#openAddress(address, modeOf(config, role), sockets - has, has === 0);
-      if (Array.isArray(fds)) opened.push({ address, role, fds, from: has });
+      // SO_REUSEPORT is for the sockets of one user; beside another's, workers share what there is.
+      if (!Array.isArray(fds) && passed !== undefined) continue;
+      if (Array.isArray(fds)) opened.push({ address, role, fds });
       else if (address.optional && fds.absent) missing.push(address.text);
       else wrong.push(fds.text);
     }
@@ -116,10 +145,7 @@ export class Listeners {
       for (const { fds } of opened) this.#close(fds);
       return { wrong };
     }
-    for (const { address, role, fds } of opened) {
-      const had = this.#open.get(keyOf(address, role))?.fds ?? [];
-      this.#open.set(keyOf(address, role), { address, role, fds: [...had, ...fds] });
-    }
+    for (const listening of opened) this.#add(listening);
     return { opened, missing };
   }
 
@@ -134,8 +160,10 @@ export class Listeners {
     let result = 0;
     for (const { address, role, fds } of this.#open.values()) {
       if (role !== "transparent") continue;
-      for (const fd of fds)
-        result = Math.min(result, this.#transparent(fd, address, mode === "tproxy"));
+      for (const fd of fds) {
+        const set = this.#transparent(fd, address, mode === "tproxy");
+        if (set < 0 && !(mode === "tproxy" && this.#madeTransparent(fd, address))) result = set;
+      }
     }
     return result;
   }
@@ -178,6 +206,11 @@ export class Listeners {
     const left = this.#open.get(key)!.fds.filter((fd) => !fds.includes(fd));
     if (left.length === 0) this.#open.delete(key);
     else this.#open.set(key, { address, role, fds: left });
+  }
+
+  #add({ address, role, fds }: ListeningAddress): void {
+    const had = this.#open.get(keyOf(address, role))?.fds ?? [];
+    this.#open.set(keyOf(address, role), { address, role, fds: [...had, ...fds] });
   }
 
   #openAddress(
@@ -251,8 +284,25 @@ export class Listeners {
     return sys.setsockopt(fd, SOL_IP, IP_TRANSPARENT, on ? 1 : 0);
   }
 
+  /** Without CAP_NET_ADMIN it stands if it stood before. */
+  #madeTransparent(fd: number, address: ListenAddress): boolean {
+    if (this.#transparent(fd, address, true) >= 0) return true;
+    return address.bytes[0] === AF_INET6
+      ? this.#is(fd, SOL_IPV6, IPV6_TRANSPARENT) && (!address.dualStack || this.#is(fd, SOL_IP, IP_TRANSPARENT))
+      : this.#is(fd, SOL_IP, IP_TRANSPARENT);
+  }
+
+  /** A boolean option is set. */
+  #is(fd: number, level: number, option: number): boolean {
+    const value = this.#sys.memory(4);
+    return this.#sys.getsockopt(fd, level, option, value, 0, 4) >= 0 && value.view.getInt32(0, true) !== 0;
+  }
+
   #close(fds: readonly number[]): void {
-    for (const fd of fds) this.#sys.close(fd);
+    for (const fd of fds) {
+      this.#passed.delete(fd);
+      this.#sys.close(fd);
+    }
   }
 }
 

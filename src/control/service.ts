@@ -19,9 +19,10 @@ import type { Settings } from "../engine/route.ts";
 import { exactly, type Network } from "../policy/network.ts";
 import { addressOf } from "../policy/own.ts";
 import { AccessLog } from "./access-log.ts";
+import type { Activation } from "./activation.ts";
 import { EgressControl, exitText } from "./egress.ts";
 import { Fleet, WORKERS_MAX } from "./fleet.ts";
-import { errnoText, Listeners } from "./listeners.ts";
+import { errnoText, type ListeningAddress, Listeners } from "./listeners.ts";
 import { AddressNews, localRoutes } from "./local-routes.ts";
 import type { Log } from "./log.ts";
 
@@ -46,6 +47,7 @@ export class Service {
   readonly #sys: Syscalls;
   readonly #log: Log;
   readonly #manager: ServiceManager;
+  readonly #activation: Activation;
   readonly #listeners: Listeners;
   readonly #fleet: Fleet;
   readonly #queues: SynQueues;
@@ -64,10 +66,12 @@ export class Service {
   #dialFailures = 0;
   #timer: NodeJS.Timeout | null = null;
   #stopping = false;
+  #deadline: NodeJS.Timeout | undefined;
 
-  constructor(sys: Syscalls, log: Log, config: Config, manager: ServiceManager) {
+  constructor(sys: Syscalls, log: Log, config: Config, manager: ServiceManager, activation: Activation) {
     this.#sys = sys;
     this.#manager = manager;
+    this.#activation = activation;
     this.#log = log;
     this.#config = config;
     this.#nofile = raiseNofile(sys);
@@ -97,13 +101,18 @@ export class Service {
         names: () => this.#egress.names.stats,
       },
       log,
+      (address) => activation.take(address),
     );
   }
 
-  /** Resolves when connections are accepted; or with what stands against it. */
-  async start(inherited: Inherited | null): Promise<string[]> {
+  /**
+   * Resolves when connections are accepted; or with what stands against it. `passed`: the service
+   * manager's listening sockets.
+   */
+  async start(inherited: Inherited | null, passed: readonly ListeningAddress[]): Promise<string[]> {
     const config = this.#config;
-    const unfit = inherited === null ? null : this.#listeners.adopt(inherited.listening);
+    const unfit = this.#listeners.adoptPassed(passed, config.mode)
+      ?? (inherited === null ? null : this.#listeners.adopt(inherited.listening));
     if (unfit !== null) return [unfit];
     const workers = this.#workersOf(config);
     const refused = this.#refusal(config);
@@ -196,7 +205,8 @@ export class Service {
    * against it; then nothing has changed.
    */
   async handOver(env: NodeJS.ProcessEnv): Promise<string | null> {
-    const outcome = await startSuccessor(this.#listeners.open, this.#queues.open, env);
+    const passed = this.#activation.sockets;
+    const outcome = await startSuccessor({ listening: this.#listeners.open, queues: this.#queues.open, passed }, env);
     if ("wrong" in outcome) return outcome.wrong;
     this.#manager.handedOver(outcome.pid);
     this.#log.warning("another process has taken over", { successor: outcome.pid });
@@ -260,7 +270,7 @@ export class Service {
     if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
     await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
     this.#fleet.hold(queues.opened);
-    for (const { fds, role, from } of listening.opened) this.#fleet.listen(fds, role, from);
+    for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     await this.#fleet.shrink(this.#workersOf(config));
     if (
       config.limits.pipes !== old.limits.pipes ||
@@ -295,18 +305,22 @@ export class Service {
         ...(successor ? {} : { seconds: drainMs / 1000 }),
       });
     this.#fleet.drain();
-    const deadline = setTimeout(() => {
-      if (successor) return;
+    if (!successor) this.limitDrain();
+    await this.#fleet.exited();
+    clearTimeout(this.#deadline);
+    this.#egress.close(); // Clients that were still asking had their names resolved.
+    if (this.#timer !== null) clearInterval(this.#timer);
+    this.#addressNews.close();
+  }
+
+  /** While it stops: what is left when `timeouts.drain` has passed is cut. */
+  limitDrain(): void {
+    this.#deadline = setTimeout(() => {
       this.#log.warning("connections are cut: the drain deadline has passed", {
         connections: this.#fleet.tunnels,
       });
       this.cut();
-    }, drainMs);
-    await this.#fleet.exited();
-    clearTimeout(deadline);
-    this.#egress.close(); // Clients that were still asking had their names resolved.
-    if (this.#timer !== null) clearInterval(this.#timer);
-    this.#addressNews.close();
+    }, this.#config.timeouts.drainMs);
   }
 
   /** The end, now. */

@@ -52,8 +52,14 @@ export class SocksMetrics {
   readonly #page: Page;
   readonly #requestMs: number;
   readonly #servers = new Map<string, http.Server>();
+  /** A socket that listens there already, for a server of ours to have; or null. */
+  readonly #passed: (address: MetricsAddress) => number | null;
 
-  constructor(sources: MetricsSources, log: Pick<Log, "error" | "warning">, requestMs = REQUEST_MS) {
+  constructor(
+    sources: MetricsSources, log: Pick<Log, "error" | "warning">,
+    passed: (address: MetricsAddress) => number | null = () => null, requestMs = REQUEST_MS,
+  ) {
+    this.#passed = passed;
     this.#log = log;
     this.#page = new Page(sources);
     this.#requestMs = requestMs;
@@ -164,7 +170,9 @@ export class SocksMetrics {
         const noIpv6 = error.code === "EAFNOSUPPORT" && address.dualStack;
         resolve(noIpv6 ? this.#open({ text: `0.0.0.0:${port}`, dualStack: false }) : error);
       });
-      server.listen({ host, port: Number(port), ipv6Only: !address.dualStack }, () => {
+      const fd = this.#passed(address);
+      const where = fd === null ? { host, port: Number(port), ipv6Only: !address.dualStack } : { fd };
+      server.listen(where, () => {
         server.removeAllListeners("error");
         // accept has failed, of fds or memory; it is tried again with the next connection.
         server.on("error", ({ message }) => {

@@ -34,9 +34,9 @@ export class ServiceManager {
     this.#tell(`RELOADING=1\nMONOTONIC_USEC=${nowUsec}\nSTATUS=reading the configuration again`);
   }
 
-  /** Another process is the service from now on. */
+  /** Another process is the service from now on; it is given as long as any for its first sign of life. */
   handedOver(pid: number): void {
-    this.#tell(`MAINPID=${pid}`);
+    this.#tell(`MAINPID=${pid}\nWATCHDOG=1`);
   }
 
   stopping(status: string): void {

@@ -4,11 +4,12 @@
  * not to a process, so no connection is refused or waits in vain. If the other fails, nothing has
  * changed.
  *
- * What is inherited stands in TRANSPLICE_HANDOVER: the fd to say "ready" on, and the sockets and queues of SYNs.
+ * What is inherited stands in TRANSPLICE_HANDOVER: the fd to say on how it went, the sockets, and the
+ * queues of SYNs.
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { writeSync, closeSync } from "node:fs";
-import { HANDOVER } from "../config/environment.ts";
+import { HANDOVER, type PassedSocket } from "../config/environment.ts";
 import type { ListeningAddress } from "./listeners.ts";
 import type { SynQueue } from "./syn-queues.ts";
 
@@ -16,6 +17,8 @@ import type { SynQueue } from "./syn-queues.ts";
 const READY_MS = 30_000;
 const READY_FD = 3;
 const FIRST_FD = 4;
+const READY = "ready";
+const WORD_CHARACTERS_MAX = 4096;
 
 /** What one process tells the other. */
 interface Handover {
@@ -28,31 +31,41 @@ interface Handover {
     readonly fds: readonly number[];
   }[];
   readonly queues: readonly SynQueue[];
+  /** The service manager's: they may be among those that listen. */
+  readonly passed: readonly PassedSocket[];
 }
 
 export interface Inherited {
+  /** Without those that are passed. */
   readonly listening: readonly ListeningAddress[];
   readonly queues: readonly SynQueue[];
-  /** To be called once, when connections are served. */
+  readonly passed: readonly PassedSocket[];
+  /** One of these is to be called once: connections are served... */
   ready(): void;
+  /** ...or will not be, and this is why. */
+  failed(why: readonly string[]): void;
 }
 
 /** What this process was started with; null: by itself. Throws if it is not what was promised. */
 export function inherited(text: string | null): Inherited | null {
   if (text === null) return null;
-  // A version that held no SYNs says nothing of queues.
-  const { readyFd, listening, queues = [] } = JSON.parse(text) as Handover;
+  // A version that held no SYNs says nothing of queues, nor one of sockets that were passed to it.
+  const { readyFd, listening, queues = [], passed = [] } = JSON.parse(text) as Handover;
+  const theirs = new Set(passed.map(({ fd }) => fd));
+  const say = (word: string): void => {
+    writeSync(readyFd, `${word}\n`);
+    closeSync(readyFd);
+  };
   return {
     queues,
     listening: listening.map(({ role, text: address, bytes, dualStack, fds }) => ({
       role: role === "socks" ? "socks" : "transparent",
       address: { text: address, bytes: Uint8Array.from(bytes), dualStack, optional: false },
-      fds,
+      fds: fds.filter((fd) => !theirs.has(fd)),
     })),
-    ready: () => {
-      writeSync(readyFd, "ready\n");
-      closeSync(readyFd);
-    },
+    passed,
+    ready: () => say(READY),
+    failed: (why) => say(why.join("; ").replaceAll("\n", " ")),
   };
 }
 
@@ -61,10 +74,12 @@ export function inherited(text: string | null): Inherited | null {
  * what went wrong; then it has been ended.
  */
 export async function startSuccessor(
-  listening: readonly ListeningAddress[], queues: readonly SynQueue[], env: NodeJS.ProcessEnv,
+  { listening, queues, passed }: Pick<Handover, "queues" | "passed"> & { readonly listening: readonly ListeningAddress[] },
+  env: NodeJS.ProcessEnv,
 ): Promise<{ pid: number } | { wrong: string }> {
-  const sockets = [...listening.flatMap(({ fds }) => fds), ...queues.map(({ fd }) => fd)];
-  let next = FIRST_FD;
+  const all = [...listening.flatMap(({ fds }) => fds), ...queues.map(({ fd }) => fd), ...passed.map(({ fd }) => fd)];
+  const sockets = [...new Set(all)];
+  const itsNumber = (fd: number): number => FIRST_FD + sockets.indexOf(fd);
   const handover: Handover = {
     readyFd: READY_FD,
     listening: listening.map(({ role, address, fds }) => ({
@@ -72,9 +87,10 @@ export async function startSuccessor(
       text: address.text,
       bytes: [...address.bytes],
       dualStack: address.dualStack,
-      fds: fds.map(() => next++),
+      fds: fds.map(itsNumber),
     })),
-    queues: queues.map((queue) => ({ ...queue, fd: next++ })),
+    queues: queues.map((queue) => ({ ...queue, fd: itsNumber(queue.fd) })),
+    passed: passed.map(({ fd, name }) => ({ fd: itsNumber(fd), name })),
   };
   const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1)], {
     stdio: ["inherit", "inherit", "inherit", "pipe", ...sockets],
@@ -98,15 +114,19 @@ function said(child: ChildProcess): Promise<string | null> {
     const timer = setTimeout(
       () => resolve(`it was not ready within ${READY_MS / 1000} seconds`), READY_MS,
     );
+    let word = "";
     const done = (outcome: string | null): void => {
       clearTimeout(timer);
       resolve(outcome);
     };
     pipe.on("data", (bytes: Buffer) => {
-      if (bytes.includes("ready")) done(null);
+      word = (word + bytes.toString()).slice(0, WORD_CHARACTERS_MAX);
+      if (word.startsWith(`${READY}\n`)) done(null);
+      else if (word.includes("\n")) done(word.trimEnd());
     });
     pipe.on("error", () => {});
     child.once("error", (error) => done(error.message));
-    child.once("exit", (code, signal) => done(`it ended with ${signal ?? `exit code ${code}`}`));
+    // Not "exit": what it has said may still be on its way.
+    child.once("close", (code, signal) => done(`it ended with ${signal ?? `exit code ${code}`}`));
   });
 }

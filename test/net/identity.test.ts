@@ -9,6 +9,7 @@ import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { PRIVATE, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
+import { end, takenOver } from "./successor.ts";
 import { visit, webServer } from "./web.ts";
 
 const NOBODY = 65534;
@@ -125,22 +126,11 @@ scenario("root becomes nobody, and keeps what mark and a low port need; HUP, USR
   relay.configure(settings);
 
   relay.process.signal("SIGUSR2");
-  const entry = await relay.logged("a successor", ({ message }) => message.includes("has taken over"), 20_000);
-  const successor = Number(entry["successor"]);
-  stage.finally(() => end(successor));
+  const successor = await takenOver(stage, relay);
   assertIdentity(successor, BIND_SERVICE | ADMIN, true);
   await assertServed(stage);
   await end(successor);
 });
-
-async function end(pid: number): Promise<void> {
-  try {
-    process.kill(pid, "SIGKILL");
-  } catch {
-    // It has ended.
-  }
-  await eventually("the successor has ended", () => !readdirSync("/proc").includes(`${pid}`));
-}
 
 scenario("with TPROXY, root becomes nobody and keeps CAP_NET_ADMIN", async (stage) => {
   needsSecondUser(stage);

@@ -12,6 +12,8 @@ export interface SpawnOptions {
   title?: string;
   env?: NodeJS.ProcessEnv;
   cwd?: string;
+  /** Passed on: they are its descriptors from 3 on. */
+  fds?: readonly number[];
   /** Keep standard output apart, as bytes: for programs whose output is data. */
   binary?: boolean;
 }
@@ -38,7 +40,7 @@ export class Process {
     this.title = `${options.title ?? command.replace(/.*\//, "")} on ${host}`;
     // A group of its own: a terminal's Ctrl-C is the sandbox's business, and stop() reaches all.
     this.#child = spawn(command, args, {
-      stdio: ["ignore", "pipe", "pipe"],
+      stdio: ["ignore", "pipe", "pipe", ...(options.fds ?? [])],
       detached: true,
       env: options.env ?? process.env,
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),

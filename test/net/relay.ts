@@ -39,6 +39,8 @@ export interface StartOptions {
   nodeFlags?: readonly string[];
   /** What starts it: "setpriv", with its arguments. */
   command?: readonly string[];
+  /** Passed on: they are its descriptors from 3 on. */
+  fds?: readonly number[];
 }
 
 let files = 0;
@@ -68,6 +70,7 @@ export class Relay {
     const child = host.spawn(command[0]!, command.slice(1), {
       title: "transplice",
       env: { ...process.env, NODE_OPTIONS: "", ...options.env },
+      ...(options.fds === undefined ? {} : { fds: options.fds }),
     });
     return new Relay(child, file, complete);
   }

@@ -3,13 +3,14 @@
  * waiting, and tunnels that stand stay where they are. One that does not serve changes nothing.
  */
 import { strict as assert } from "node:assert";
-import { appendFileSync, existsSync } from "node:fs";
+import { appendFileSync } from "node:fs";
 import { connect, eventually, type Peer, sleep } from "./actors.ts";
 import { asked, echo, egress, metrics, POOL, sample } from "./dmz.ts";
 import { SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { codeOf, tunnel } from "./socks.ts";
+import { end, lives, takenOver } from "./successor.ts";
 
 const CLIENTS = 24;
 const LOAD_MS = 4000;
@@ -52,20 +53,19 @@ scenario("USR2 under load: none of the new connections is lost, and the old ones
   const loads = Array.from({ length: CLIENTS }, () => load(stage, () => over));
   await sleep(500);
   relay.process.signal("SIGUSR2");
-  const successor = await takenOver(relay);
-  stage.finally(() => end(successor));
+  const successor = await takenOver(stage, relay);
   await sleep(LOAD_MS);
   over = true;
   const served = (await Promise.all(loads)).reduce((sum, each) => sum + each, 0);
   stage.note(`${served} connections were served meanwhile`);
   assert.ok(served > 200, `only ${served} connections were served`);
   // Longer than the drain deadline: who hands over cuts nobody.
-  assert.ok(existsSync(`/proc/${relay.process.pid}`), "the old process has left its tunnels");
+  assert.ok(lives(relay.process.pid), "the old process has left its tunnels");
   await Promise.all(standing.map(exchange));
   for (const client of standing) client.finish();
   // Its output stays open as long as its successor lives, who has it too.
   const { pid } = relay.process;
-  await eventually("the old process has ended", () => !existsSync(`/proc/${pid}`));
+  await eventually("the old process has ended", () => !lives(pid));
   await load(stage, once());
   await end(successor);
 });
@@ -98,8 +98,7 @@ scenario("USR2 of the egress: no client is lost, and the metrics go to the succe
   const before = sample(await metrics(stage), GRANTED, { version: "SOCKS5", status: "granted" });
   assert.ok(before > 1);
   relay.process.signal("SIGUSR2");
-  const successor = await takenOver(relay);
-  stage.finally(() => end(successor));
+  const successor = await takenOver(stage, relay);
   await sleep(1_000);
   over = true;
   const served = (await Promise.all(clients)).reduce((sum, each) => sum + each, 0);
@@ -113,7 +112,7 @@ scenario("USR2 of the egress: no client is lost, and the metrics go to the succe
   await exchange(standing);
   standing.destroy();
   const { pid } = relay.process;
-  await eventually("the old process has ended", () => !existsSync(`/proc/${pid}`));
+  await eventually("the old process has ended", () => !lives(pid));
   await metrics(stage);
   assert.equal(await codeOf(lan, asked(), target), 0);
   await end(successor);
@@ -122,15 +121,4 @@ scenario("USR2 of the egress: no client is lost, and the metrics go to the succe
 function once(): () => boolean {
   let asked = 0;
   return () => asked++ > 0;
-}
-
-async function takenOver(relay: Relay): Promise<number> {
-  const entry = await relay.logged("a successor", ({ message }) => message.includes("has taken over"), 20_000);
-  return Number(entry["successor"]);
-}
-
-async function end(pid: number): Promise<void> {
-  if (!existsSync(`/proc/${pid}`)) return;
-  process.kill(pid, "SIGKILL");
-  await eventually("the successor has ended", () => !existsSync(`/proc/${pid}`));
 }

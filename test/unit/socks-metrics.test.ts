@@ -39,7 +39,7 @@ class World {
         name, (...args: never[]) => (this.sources[name as keyof MetricsSources] as (...args: never[]) => unknown)(...args),
       ]),
     ) as unknown as MetricsSources;
-    this.metrics = new SocksMetrics(sources, { error: log("error"), warning: log("warning") }, requestMs);
+    this.metrics = new SocksMetrics(sources, { error: log("error"), warning: log("warning") }, undefined, requestMs);
     context.after(() => this.metrics.close());
   }
 

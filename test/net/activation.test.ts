@@ -1,0 +1,252 @@
+/**
+ * Socket activation: the test is the service manager, which opens the sockets, keeps them, and
+ * passes them on by the protocol of sd_listen_fds(3).
+ */
+import { strict as assert } from "node:assert";
+import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
+import {
+  IP_TRANSPARENT, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_STREAM, SOL_IP, SOL_SOCKET, AF_INET, SO_REUSEADDR, SOCKADDR_SIZE, AF_UNIX,
+} from "../../native-bindings/constants.ts";
+import { linux } from "../../native-bindings/syscalls.ts";
+import { connect, eventually, type Peer } from "./actors.ts";
+import { PROXY, SERVER } from "./network.ts";
+import type { Relay, Settings, StartOptions } from "./relay.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { end, takenOver } from "./successor.ts";
+import { curl } from "./web.ts";
+
+const sys = linux();
+const WORKERS = 2;
+const PORT = 1081;
+
+interface Opened {
+  readonly port: number;
+  readonly reusePort?: boolean;
+  readonly transparent?: boolean;
+  /** It is bound and does not listen. */
+  readonly silent?: boolean;
+}
+
+/** As a service manager does: blocking, with a small backlog, on 127.0.0.1 of the relay host. */
+function opened(stage: Stage, { port, reusePort = false, transparent = false, silent = false }: Opened): number {
+  const address = sys.memory(SOCKADDR_SIZE);
+  address.view.setUint16(0, AF_INET, true);
+  address.view.setUint16(2, port);
+  address.bytes.set([127, 0, 0, 1], 4);
+  const fd = stage.net.relay.within(() => sys.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  stage.finally(() => void sys.close(fd));
+  sys.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+  if (reusePort) sys.setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, 1);
+  if (transparent) assert.equal(sys.setsockopt(fd, SOL_IP, IP_TRANSPARENT, 1), 0);
+  assert.equal(sys.bind(fd, address, 0, 16), 0, `bind port ${port}`);
+  if (!silent) assert.equal(sys.listen(fd, 128), 0);
+  return fd;
+}
+
+/** The start of a program to which these are passed. */
+function passing(fds: readonly number[], names: string | null, command: readonly string[] = []): StartOptions {
+  return {
+    fds,
+    // Its pid is known where it becomes the program, and not before.
+    command: ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", ...command],
+    env: { LISTEN_FDS: `${fds.length}`, ...(names === null ? {} : { LISTEN_FDNAMES: names }) },
+  };
+}
+
+function settingsOf(stage: Stage, more: Settings = {}): Settings {
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+  return { listen: `127.0.0.1:${PORT}`, proxy_url: upstream.url(), workers: WORKERS, timeouts: { drain: "1s" }, ...more };
+}
+
+const newClient = (stage: Stage): Promise<Peer> => connect(stage.net.relay, SERVER[4], 80);
+
+async function exchange(client: Peer): Promise<void> {
+  client.write("ping");
+  assert.equal(String(await client.read(4)), "ping");
+}
+
+async function assertServes(stage: Stage, connections = 20): Promise<void> {
+  for (let i = 0; i < connections; i++) {
+    const client = await newClient(stage);
+    await exchange(client);
+    client.finish();
+  }
+}
+
+/** The inode of each socket of the process that listens on this port of 127.0.0.1. */
+function listening(pid: number, port: number): string[] {
+  const local = `0100007F:${port.toString(16).padStart(4, "0").toUpperCase()}`;
+  const rows = readFileSync(`/proc/${pid}/net/tcp`, "utf8").split("\n").map((row) => row.trim().split(/\s+/));
+  const inodes = rows.filter((row) => row[1] === local && row[3] === "0A").map((row) => row[9]!);
+  const own = new Set(readdirSync(`/proc/${pid}/fd`).map((fd) => linkOf(`/proc/${pid}/fd/${fd}`)));
+  return inodes.filter((inode) => own.has(`socket:[${inode}]`));
+}
+
+function linkOf(path: string): string {
+  try {
+    return readlinkSync(path);
+  } catch {
+    return ""; // It was closed meanwhile.
+  }
+}
+
+/** How many epolls of the process, of which each worker has one, watch a socket with this inode. */
+function watchers(pid: number, inode: string): number {
+  const infos = readdirSync(`/proc/${pid}/fdinfo`).map((fd) => {
+    try {
+      return readFileSync(`/proc/${pid}/fdinfo/${fd}`, "utf8");
+    } catch {
+      return "";
+    }
+  });
+  const hexadecimal = Number(inode).toString(16);
+  return infos.filter((info) => new RegExp(`^tfd:.* ino:${hexadecimal} `, "m").test(info)).length;
+}
+
+for (const names of ["relay", "transplice.socket", null]) {
+  scenario(`a passed socket (${names ?? "without a name"}) is shared by all workers, through HUP and USR2`, async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: PORT });
+    const fd = opened(stage, { port: PORT });
+    const settings = settingsOf(stage);
+    const relay = await stage.relay(settings, passing([fd], names));
+    const { pid } = relay.process;
+    const [inode, ...others] = listening(pid, PORT);
+    assert.deepEqual(others, [], "no other socket listens there");
+    await eventually("each worker has its share", () => watchers(pid, inode!) === WORKERS);
+    await assertServes(stage);
+
+    relay.configure({ ...settings, workers: WORKERS + 1 });
+    await relay.reload();
+    await eventually("the new worker has its share", () => watchers(pid, inode!) === WORKERS + 1);
+    relay.configure({ ...settings, workers: 1 });
+    await relay.reload();
+    await eventually("one worker has all", () => watchers(pid, inode!) === 1);
+    await assertServes(stage);
+    relay.configure(settings);
+
+    const standing = await newClient(stage);
+    await exchange(standing);
+    relay.process.signal("SIGUSR2");
+    const successor = await takenOver(stage, relay);
+    assert.deepEqual(listening(successor, PORT), [inode]);
+    await eventually("each worker has its share", () => watchers(successor, inode!) === WORKERS);
+    await assertServes(stage);
+    await exchange(standing);
+    standing.finish();
+    assert.deepEqual(relay.log().filter(({ severity }) => severity === "critical"), [], "no worker died of it");
+    await end(successor);
+  });
+}
+
+scenario("a passed socket with SO_REUSEPORT has further ones beside it, one for each worker", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: PORT });
+  const fd = opened(stage, { port: PORT, reusePort: true });
+  const relay = await stage.relay(settingsOf(stage), passing([fd], "relay"));
+  const inodes = listening(relay.process.pid, PORT);
+  assert.equal(inodes.length, WORKERS);
+  const { pid } = relay.process;
+  await eventually("each worker has its own", () => inodes.every((inode) => watchers(pid, inode) === 1));
+  await assertServes(stage);
+  relay.process.signal("SIGUSR2");
+  const successor = await takenOver(stage, relay);
+  assert.deepEqual(listening(successor, PORT).sort(), inodes.sort());
+  await assertServes(stage);
+  await end(successor);
+});
+
+scenario("beside a socket with SO_REUSEPORT of another user's there can be none: workers share it", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: PORT });
+  const fd = opened(stage, { port: PORT, reusePort: true });
+  const nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+  if (stage.net.relay.attempt(nobody[0]!, [...nobody.slice(1), "true"]).status !== 0) stage.skip("there is no second user here");
+  const relay = await stage.relay(settingsOf(stage), passing([fd], "relay", nobody));
+  const inodes = listening(relay.process.pid, PORT);
+  assert.equal(inodes.length, 1);
+  await eventually("each worker has its share", () => watchers(relay.process.pid, inodes[0]!) === WORKERS);
+  await assertServes(stage);
+});
+
+scenario("who connects while the program is being started again waits in the manager's socket", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: PORT });
+  const fd = opened(stage, { port: PORT });
+  const settings = settingsOf(stage);
+  const first = await stage.relay(settings, passing([fd], "relay"));
+  await assertServes(stage, 1);
+  first.process.kill();
+  await first.process.exited;
+  const waiting = await Promise.all(Array.from({ length: 20 }, () => newClient(stage)));
+  for (const client of waiting) client.write("ping");
+  await stage.relay(settings, passing([fd], "relay"));
+  for (const client of waiting) assert.equal(String(await client.read(4)), "ping");
+});
+
+scenario("relay, socks and metrics by name, wherever the configuration would listen; HUP leaves them", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 2081 });
+  const ports = { relay: 2081, metrics: 2180, socks: 2080 };
+  const fds = Object.values(ports).map((port) => opened(stage, { port }));
+  const settings = settingsOf(stage, {
+    incoming: { port: 1080, addresses: ["127.0.0.1"], metrics_port: 9180, allow_from: ["127.0.0.1"] },
+    outgoing: { allow_networks: [`${PROXY[4]}/32`] },
+  });
+  const relay = await stage.relay(settings, passing(fds, Object.keys(ports).join(":")));
+  const ready = relay.log().find(({ message }) => message === "transplice is ready");
+  assert.equal(ready?.["listen"], "127.0.0.1:2081 127.0.0.1:2080");
+  const scrape = async (): Promise<string> => (await curl(stage.net.relay, `http://127.0.0.1:${ports.metrics}/metrics`)).body.toString();
+  await assertServes(stage, 4);
+  assert.match(await scrape(), /^usocksd_/m);
+  await relay.reload();
+  await assertServes(stage, 4);
+  assert.match(await scrape(), /^usocksd_/m);
+  const client = await connect(stage.net.relay, "127.0.0.1", ports.socks);
+  client.write(Uint8Array.of(5, 1, 0));
+  assert.deepEqual([...(await client.read(2))], [5, 0]);
+  client.destroy();
+
+  relay.process.signal("SIGUSR2");
+  const successor = await takenOver(stage, relay);
+  await eventually("the old process has ended", () => !existsSync(`/proc/${relay.process.pid}`));
+  assert.match(await scrape(), /^usocksd_/m);
+  await assertServes(stage, 4);
+  await end(successor);
+});
+
+scenario("TPROXY on a passed socket: it is made transparent, or must have been", async (stage) => {
+  stage.intercept({ mode: "tproxy", from: "local", port: PORT });
+  const settings = settingsOf(stage, { mode: "tproxy" });
+  const plain = opened(stage, { port: PORT });
+  const powerless = ["setpriv", "--bounding-set=-net_admin,-net_raw"];
+  const refused = stage.relayStarting(settings, passing([plain], "relay", powerless));
+  assert.equal((await refused.process.exited).code, 1);
+  assert.equal(
+    refused.log().at(-1)?.["error"],
+    `listen tcp 127.0.0.1:${PORT}: mode = "tproxy" needs Transparent=yes in the socket's unit, or CAP_NET_ADMIN`,
+  );
+  const able = await stage.relay(settings, passing([plain], "relay"));
+  await assertServes(stage, 4);
+  await able.stop();
+  assert.equal(sys.setsockopt(plain, SOL_IP, IP_TRANSPARENT, 1), 0);
+  await stage.relay(settings, passing([plain], "relay", powerless));
+  await assertServes(stage, 4);
+});
+
+scenario("a socket that fits nothing is an error that says what is expected", async (stage) => {
+  const faults: readonly [Opened, string, RegExp][] = [
+    [{ port: 1099 }, "transplice.socket", /^\S+: the service manager's socket 3 \(transplice\.socket\), which listens on 127\.0\.0\.1:1099, is none of the configuration's: 127\.0\.0\.1:1081 \(relay\); say what it is for with FileDescriptorName=relay, socks, metrics or admin in its unit, or let it listen on one of these$/],
+    [{ port: 1098 }, "socks", /: the configuration has no use for it without \[incoming\]$/],
+    [{ port: 1081, silent: true }, "relay", /: the service manager's socket 3 \(relay\) is no socket that listens for TCP; a socket unit says so with ListenStream=ADDRESS:PORT and Accept=no$/],
+  ];
+  const settings = settingsOf(stage);
+  for (const [what, name, message] of faults) {
+    const relay: Relay = stage.relayStarting(settings, passing([opened(stage, what)], name));
+    assert.equal((await relay.process.exited).code, 1);
+    assert.match(relay.process.output.trim(), message);
+  }
+});
+
+scenario("sockets that were passed to another process are none of ours", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: PORT });
+  const fd = sys.socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  stage.finally(() => void sys.close(fd));
+  await stage.relay(settingsOf(stage), { fds: [fd], env: { LISTEN_PID: "1", LISTEN_FDS: "1", LISTEN_FDNAMES: "relay" } });
+  await assertServes(stage, 4);
+});
