@@ -79,8 +79,7 @@ function work(start: WorkerStart): void {
   const engine = new Engine({
     ...start,
     sys,
-    clock: () => Math.floor(performance.now()),
-    exactClock: () => performance.now(),
+    clock: () => performance.now(),
     wallClock: () => performance.timeOrigin + performance.now(),
     ask: (question) => report({ kind: "question", question }),
     toAscii: domainToASCII,

@@ -14,20 +14,27 @@ import {
   countersBytes,
   countersRow,
   DIAL_FAILURES,
+  endingAt,
   JOURNAL_DROPPED,
   TUNNELS,
   TURNS,
+  unended,
 } from "../engine/counters.ts";
 import { EgressReader, egressCountersBytes } from "../engine/egress-counters.ts";
-import { type Answer, type OwnMemory, type Question, rowsBytes, type Shared, synsBytes } from "../engine/engine.ts";
+import { type Answer, type OwnMemory, type Question, type Shared, synsBytes } from "../engine/engine.ts";
 import { Journal, type JournalRecord, journalBytes } from "../engine/journal.ts";
 import { Ledger, OWNERS_MAX } from "../engine/ledger.ts";
 import type { Limits } from "../engine/limits.ts";
 import { LOOPS_BYTES, Loops } from "../engine/loops.ts";
+import { metersBytes } from "../engine/meters.ts";
 import { QUOTA_BYTES, Quotas } from "../engine/quota.ts";
 import type { Settings } from "../engine/route.ts";
-import { type Role, ROW_BYTES, ROW_QUOTAS } from "../engine/session.ts";
+import type { Role } from "../engine/session.ts";
 import { forgetInflight, socksCountersBytes, SocksTotals } from "../engine/socks-counters.ts";
+import {
+  clearTable, ROW_BYTES, ROW_QUOTAS, ROW_QUOTAS_END, rowsBytes, textsBytes,
+} from "../engine/table.ts";
+import { upstreamCountersBytes, UpstreamReader } from "../engine/upstream-counters.ts";
 import type { Order, Report, WorkerStart } from "../worker.ts";
 import type { Log } from "./log.ts";
 import type { SynQueue } from "./syn-queues.ts";
@@ -94,6 +101,8 @@ export class Fleet {
   readonly #eventfds: number[] = [];
   /** What the workers count for egress addresses and rules. */
   readonly exits: EgressReader;
+  /** And for the upstream's addresses. */
+  readonly upstreams: UpstreamReader;
   #settings: Settings | null = null;
   #journalTimer: NodeJS.Timeout | null = null;
   #dropped = 0;
@@ -108,8 +117,11 @@ export class Fleet {
       quotas: new SharedArrayBuffer(QUOTA_BYTES),
       socks: new SharedArrayBuffer(socksCountersBytes(WORKERS_MAX)),
       exits: new SharedArrayBuffer(egressCountersBytes(WORKERS_MAX)),
+      meters: new SharedArrayBuffer(metersBytes(WORKERS_MAX)),
+      upstreams: new SharedArrayBuffer(upstreamCountersBytes(WORKERS_MAX)),
     };
     this.exits = new EgressReader(this.#shared.exits);
+    this.upstreams = new UpstreamReader(this.#shared.upstreams);
     this.#quotas = new Quotas(this.#shared.quotas);
     this.#admission = new Admission(this.#shared.admission, options.sys);
     this.#ledger = new Ledger(this.#shared.ledger);
@@ -308,6 +320,7 @@ export class Fleet {
     }
     const own: OwnMemory = {
       rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)),
+      texts: new SharedArrayBuffer(textsBytes(limits.tunnels)),
       journal: new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS)),
       syns: new SharedArrayBuffer(synsBytes(limits)),
     };
@@ -403,7 +416,7 @@ export class Fleet {
   #giveBack({ own, number }: Member): void {
     const rows = new DataView(own.rows);
     for (let row = 0; row < rows.byteLength; row += ROW_BYTES) {
-      for (let at = row + ROW_QUOTAS; at < row + ROW_BYTES; at += 4) {
+      for (let at = row + ROW_QUOTAS; at < row + ROW_QUOTAS_END; at += 4) {
         const entry = rows.getInt32(at, true);
         if (entry > 0) this.#quotas.leave(entry);
         rows.setInt32(at, 0, true);
@@ -411,6 +424,8 @@ export class Fleet {
     }
     forgetInflight(this.#shared.socks, number);
     this.exits.forget(number);
+    this.upstreams.forget(number);
+    clearTable(own.rows);
   }
 
   /** The thread has stopped: in order, or because it threw. */
@@ -435,6 +450,8 @@ export class Fleet {
     this.#giveBack(member);
     const tunnels = member.counters[TUNNELS]!;
     member.counters[TUNNELS] = 0;
+    // Each connection that was accepted ends for a reason, also those that nobody is left to end.
+    member.counters[endingAt("worker-died")]! += unended(member.counters);
     for (const answer of member.unlistening.values()) answer();
     member.unlistening.clear();
     member.onReady(false);

@@ -90,7 +90,7 @@ export class Service {
     const onChange = (): void => {
       if (this.#fleet.size > 0) this.#fleet.configure(this.#settings());
     };
-    this.#upstreams = new Upstreams({ log, onChange });
+    this.#upstreams = new Upstreams({ log, counters: this.#fleet.upstreams, onChange });
     this.#egress = new EgressControl({ sys, log, counters: this.#fleet.exits, onChange });
     this.#metrics = new SocksMetrics(
       {

@@ -3,8 +3,9 @@
  * listening socket leads to which.
  */
 import { socketAddress } from "../config/endpoint.ts";
-import type { Config, Upstream } from "../config/config.ts";
-import type { Settings, UpstreamSettings } from "../engine/route.ts";
+import type { Config, SocketAddress, Upstream } from "../config/config.ts";
+import type { Settings, UpstreamAddress, UpstreamSettings } from "../engine/route.ts";
+import type { UpstreamReader } from "../engine/upstream-counters.ts";
 import type { ListeningAddress } from "./listeners.ts";
 import type { Log } from "./log.ts";
 import { Resolver } from "./resolver.ts";
@@ -16,6 +17,7 @@ type Proxy = Exclude<Upstream, { kind: "direct" }>;
 
 export interface UpstreamsOptions {
   readonly log: Log;
+  readonly counters: UpstreamReader;
   /** An upstream's name has come to other addresses. */
   readonly onChange: () => void;
 }
@@ -55,9 +57,12 @@ export class Upstreams {
 
   /** `open`: the listening sockets there are. */
   settings(config: Config, open: readonly ListeningAddress[]): Pick<Settings, "upstream" | "relays"> {
+    const slots = this.#slots(config);
+    const withSlot = (upstream: Proxy): UpstreamAddress[] =>
+      this.#addressesOf(upstream).map(({ text, bytes }) => ({ bytes, slot: slots.get(text)!, drained: false }));
     const settingsOf = (upstream: Upstream): UpstreamSettings => ({
       kind: upstream.kind,
-      addresses: upstream.kind === "direct" ? [] : this.addressesOf(upstream),
+      addresses: upstream.kind === "direct" ? [] : withSlot(upstream),
       credentials: upstream.kind === "direct" ? null : upstream.credentials,
       pipelined: config.pipelined,
       trust: config.connect.trust,
@@ -73,9 +78,16 @@ export class Upstreams {
     };
   }
 
-  /** Sockaddrs, in the order in which they are to be tried. [] while its name has none. */
-  addressesOf({ host, port }: Proxy): readonly Uint8Array[] {
-    return this.#resolvers.get(keyOf({ host, port }))?.addresses.map(({ bytes }) => bytes) ?? [];
+  /** In the order in which they are to be tried. [] while its name has none. */
+  #addressesOf({ host, port }: Proxy): readonly SocketAddress[] {
+    return this.#resolvers.get(keyOf({ host, port }))?.addresses ?? [];
+  }
+
+  /** Where each address is counted. */
+  #slots(config: Config): ReadonlyMap<string, number> {
+    const texts = upstreamsOf(config).flatMap((upstream) => this.#addressesOf(upstream)).map(({ text }) => text);
+    const slots = this.#options.counters.slots(texts);
+    return new Map(texts.map((text, i) => [text, slots[i]!]));
   }
 
   /** A dial has failed: the names may have moved. */

@@ -8,6 +8,7 @@ const NAMES = [
   /** Turns of the loop: a worker whose turns stand still hangs. */
   "turns",
   "tunnels",
+  /** Connections that have begun: accepted, or asked for by a SYN that is held. */
   "accepted",
   "refusedFull",
   "bytesUp",
@@ -24,6 +25,10 @@ const NAMES = [
   "paired",
   /** Verdicts that the kernel would not take. */
   "unanswered",
+  /** When the present turn began, in ms on the worker's clock. */
+  "now",
+  /** Rows of the tunnel table that have ever been used. */
+  "rowsUsed",
 ] as const;
 export type Counter = (typeof NAMES)[number];
 
@@ -48,6 +53,8 @@ export const HEARD = AT.get("heard")!;
 export const UNHELD = AT.get("unheld")!;
 export const PAIRED = AT.get("paired")!;
 export const UNANSWERED = AT.get("unanswered")!;
+export const NOW = AT.get("now")!;
+export const ROWS_USED = AT.get("rowsUsed")!;
 
 /** The row of one worker. */
 export function countersRow(shared: SharedArrayBuffer, worker: number): Float64Array {
@@ -55,3 +62,10 @@ export function countersRow(shared: SharedArrayBuffer, worker: number): Float64A
 }
 
 export const endingAt = (reason: Reason): number => NAMES.length + reasonNumber(reason);
+
+/** Those that were accepted and have not ended: what a worker leaves behind when it dies. */
+export function unended(row: Float64Array): number {
+  let ended = 0;
+  for (let at = NAMES.length; at < ROW; at++) ended += row[at]!;
+  return row[ACCEPTED]! - ended;
+}

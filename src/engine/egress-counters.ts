@@ -2,21 +2,13 @@
  * What workers count for each egress address and for each rule that denies: one row of small
  * numbers per worker in shared memory, written by that worker alone and read by main.
  *
- * A worker knows slots, main knows whose they are. A name keeps its slot over reloads, and as long
- * after it has gone as there are slots that nobody had: what is still counted there by a worker that
- * has not heard of the reload, or by tunnels that stay, is counted rightly.
- *
  * A number is 32 bits and wraps. Main adds up how far it has moved since the last time it looked,
  * which must be before it has moved by 2^32.
  */
+import { Slots } from "./slots.ts";
 
 export const ADDRESS_SLOTS = 8192;
 export const RULE_SLOTS = 1024;
-/** The name of the slot behind the last, for all that come when the others are taken. */
-export const OTHERS = "(others)";
-
-/** Of a connection whose address the kernel has chosen: it is counted nowhere. */
-export const NO_SLOT = -1;
 
 const ACTIVE = 0;
 const OPENED = 1;
@@ -204,57 +196,5 @@ export class EgressReader {
   #restart(word: number): void {
     this.#seen[word] = this.#sum(word);
     this.#totals[word] = 0;
-  }
-}
-
-/** Names that have a number each. */
-class Slots {
-  readonly #slots: number;
-  readonly #isIdle: (slot: number) => boolean;
-  readonly #onReuse: (slot: number) => void;
-  /** Who was last asked for longest ago stands first. */
-  readonly #numbers = new Map<string, number>();
-  #current: ReadonlySet<string> = new Set();
-  #crowded = false;
-
-  constructor(slots: number, isIdle: (slot: number) => boolean, onReuse: (slot: number) => void) {
-    this.#slots = slots;
-    this.#isIdle = isIdle;
-    this.#onReuse = onReuse;
-  }
-
-  /** The names that count from now on. Those that find no slot share the last. */
-  assign(names: readonly string[]): number[] {
-    this.#current = new Set(names);
-    this.#crowded = false;
-    for (const name of this.#current) {
-      const slot = this.#numbers.get(name);
-      if (slot === undefined) continue;
-      this.#numbers.delete(name);
-      this.#numbers.set(name, slot);
-    }
-    return names.map((name) => {
-      const slot = this.#numbers.get(name) ?? this.#take();
-      if (slot === this.#slots) this.#crowded = true;
-      else this.#numbers.set(name, slot);
-      return slot;
-    });
-  }
-
-  *all(): Generator<{ name: string; slot: number; current: boolean }> {
-    for (const [name, slot] of this.#numbers) yield { name, slot, current: this.#current.has(name) };
-    yield { name: OTHERS, slot: this.#slots, current: this.#crowded };
-  }
-
-  #take(): number {
-    if (this.#numbers.size < this.#slots) return this.#numbers.size;
-    for (const [name, slot] of this.#numbers) {
-      if (this.#current.has(name)) break; // Behind it stand only such.
-      if (!this.#isIdle(slot)) continue;
-      this.#numbers.delete(name);
-      this.#onReuse(slot);
-      return slot;
-    }
-    return this.#slots;
   }
 }

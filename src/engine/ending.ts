@@ -57,6 +57,8 @@ export const KINDS = {
   "name-timeout": { blame: "us", level: "warning", detail: "none", meaning: "the name was not resolved in time" },
   "dest-failed": { blame: "server", level: "info", detail: "errno", meaning: "the destination could not be connected" },
   "dest-timeout": { blame: "server", level: "info", detail: "none", meaning: "the destination did not accept the connection in time" },
+  closed: { blame: "nobody", level: "info", detail: "none", meaning: "an operator closed it" },
+  "worker-died": { blame: "us", level: "error", detail: "none", meaning: "the worker that served it died: it is counted, and has no line of its own" },
 } as const satisfies Record<string, Kind>;
 
 export type Reason = keyof typeof KINDS;

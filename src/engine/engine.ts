@@ -14,28 +14,32 @@ import type { Syn } from "../protocol/syn.ts";
 import { Admission } from "./admission.ts";
 import { assert } from "./assert.ts";
 import {
-  ACCEPTED, ACCEPT_ERRORS, BUFFERS_LENT, countersRow, endingAt, JOURNAL_DROPPED, PIPES_LENT,
-  REFUSED_FULL, TUNNELS, TURNS,
+  ACCEPTED, ACCEPT_ERRORS, BUFFERS_LENT, countersRow, endingAt, JOURNAL_DROPPED, NOW, PIPES_LENT,
+  REFUSED_FULL, ROWS_USED, TUNNELS, TURNS,
 } from "./counters.ts";
 import { Egress } from "./egress.ts";
 import { EgressCounters } from "./egress-counters.ts";
 import { causeNumber, type Ending, KINDS, reasonNumber } from "./ending.ts";
+import { observe } from "./histogram.ts";
 import { ENDED, Journal } from "./journal.ts";
 import { Ledger } from "./ledger.ts";
 import { checked, type Limits } from "./limits.ts";
 import { Loop, type Source, type Task } from "./loop.ts";
 import { Loops } from "./loops.ts";
+import { LIFETIME, metersRow, TURN_TIME } from "./meters.ts";
 import { type NameAnswer, NameCache } from "./names.ts";
 import { Outgoing } from "./outgoing.ts";
 import { Buffers, Pipes } from "./pools.ts";
 import { type Quota, Quotas } from "./quota.ts";
 import { Racers } from "./racers.ts";
 import { DIRECT, type Settings, Upstream, type UpstreamSettings } from "./route.ts";
-import { type Role, ROW_BYTES, ROW_QUOTAS, Session } from "./session.ts";
+import { type Role, Session } from "./session.ts";
 import { SocksCounters } from "./socks-counters.ts";
 import { synTableBytes } from "./syn-table.ts";
 import { Syns } from "./syns.ts";
+import { ROW_BYTES, ROW_QUOTAS, ROW_QUOTAS_END, Table } from "./table.ts";
 import { Timeouts, type Waiter } from "./timeouts.ts";
+import { UpstreamCounters } from "./upstream-counters.ts";
 
 /** Memory that all threads see. Made by main, outlives any worker. */
 export interface Shared {
@@ -46,12 +50,15 @@ export interface Shared {
   readonly quotas: SharedArrayBuffer;
   readonly socks: SharedArrayBuffer;
   readonly exits: SharedArrayBuffer;
+  readonly meters: SharedArrayBuffer;
+  readonly upstreams: SharedArrayBuffer;
 }
 
 /** This worker's own: nobody else writes to it. */
 export interface OwnMemory {
-  /** The tunnel table. */
+  /** The tunnel table, and its texts. */
   readonly rows: SharedArrayBuffer;
+  readonly texts: SharedArrayBuffer;
   readonly journal: SharedArrayBuffer;
   /** The SYNs that it holds. */
   readonly syns: SharedArrayBuffer;
@@ -76,10 +83,8 @@ export type Answer =
 
 export interface EngineOptions {
   readonly sys: Syscalls;
-  /** Monotonic, in ms. */
+  /** Monotonic, in ms and fractions. */
   readonly clock: () => number;
-  /** The same, and its fractions. */
-  readonly exactClock: () => number;
   /** Wall clock, in ms since the epoch. */
   readonly wallClock: () => number;
   readonly limits: Limits;
@@ -96,7 +101,6 @@ export interface EngineOptions {
   readonly incarnation: number;
 }
 
-export const rowsBytes = (tunnels: number): number => tunnels * ROW_BYTES;
 /** Beside tunnels whose SYNs are held others must find room. */
 const synsOf = ({ syns, tunnels }: Limits): number => Math.min(syns, Math.ceil(tunnels / 2));
 export const synsBytes = (limits: Limits): number => synTableBytes(synsOf(limits));
@@ -118,11 +122,15 @@ export class Engine {
   readonly racers: Racers;
   readonly socks: SocksCounters;
   readonly exits: EgressCounters;
+  readonly upstreams: UpstreamCounters;
   readonly toAscii: (name: string) => string;
   /** For fronts to take from and give back to. */
   readonly machines: SocksServer[] = [];
   readonly counters: Float64Array;
+  readonly meters: Float64Array;
   readonly owner: number;
+  readonly table: Table;
+  /** The tunnel table's memory. */
   readonly rows: Memory;
   /** For bytes between two calls of one task; nobody keeps anything in them. */
   readonly scratch: Memory;
@@ -139,9 +147,10 @@ export class Engine {
   egress: Egress | null = null;
   /** Since the first queue of SYNs. */
   syns: Syns | null = null;
+  /** Now, in ms and fractions. */
   readonly exactMs: () => number;
   own: OwnAddresses;
-  /** Read once a turn. */
+  /** Read once a turn, in whole ms; with fractions it stands in counters[NOW]. */
   nowMs: number;
   readonly #clock: () => number;
   readonly #wallClock: () => number;
@@ -164,17 +173,23 @@ export class Engine {
     this.#incarnation = options.incarnation;
     this.#clock = options.clock;
     this.#wallClock = options.wallClock;
-    this.exactMs = options.exactClock;
+    this.exactMs = options.clock;
     this.#synMemory = options.own.syns;
-    this.nowMs = options.clock();
+    const now = options.clock();
+    this.nowMs = Math.floor(now);
     this.ledger = new Ledger(shared.ledger);
     this.admission = new Admission(shared.admission, sys);
     this.counters = countersRow(shared.counters, worker);
+    this.counters[NOW] = now;
+    this.counters[ROWS_USED] = 0;
+    this.meters = metersRow(shared.meters, worker);
     this.loops = new Loops(shared.loops, sys, this.owner);
-    this.rows = sys.memory(options.own.rows);
+    this.table = new Table(sys, options.own.rows, options.own.texts);
+    this.rows = this.table.memory;
     this.#journal = new Journal(options.own.journal);
     this.socks = new SocksCounters(shared.socks, worker);
     this.exits = new EgressCounters(shared.exits, worker);
+    this.upstreams = new UpstreamCounters(shared.upstreams, worker);
     this.#quotas = new Quotas(shared.quotas);
     this.#ask = options.ask;
     this.toAscii = options.toAscii;
@@ -201,12 +216,17 @@ export class Engine {
 
   /** Waits for events or a deadline, and does what they ask for. */
   turn(): void {
-    const { limits, timeouts, counters } = this;
-    this.loop.wait(timeouts.nextMs(this.nowMs, limits.sleepMs));
-    this.nowMs = this.#clock();
-    this.loop.run();
+    const { limits, timeouts, counters, loop } = this;
+    loop.wait(timeouts.nextMs(this.nowMs, limits.sleepMs));
+    const now = this.#clock();
+    counters[NOW] = now;
+    this.nowMs = Math.floor(now);
+    const tasks = loop.run();
     timeouts.expire(this.nowMs);
-    counters[TURNS]!++;
+    const turns = counters[TURNS]! + 1;
+    counters[TURNS] = turns;
+    // Of turns with one task an eighth is measured: they are the many, and a clock costs 40 ns.
+    if (tasks > 1 || (turns & 7) === 0) observe(this.meters, TURN_TIME, (this.#clock() - now) * 1000);
     counters[PIPES_LENT] = this.pipes.lent;
     counters[BUFFERS_LENT] = this.buffers.lent;
   }
@@ -240,7 +260,8 @@ export class Engine {
   /** The next dial begins where the last one got through. */
   #upstreamLike(before: Upstream | undefined, settings: UpstreamSettings): Upstream {
     const made = new Upstream(settings, this.sys);
-    made.preferred = Math.min(before?.preferred ?? 0, Math.max(0, made.addresses.length - 1));
+    const slot = before?.addresses[before.preferred]?.slot;
+    made.preferred = Math.max(0, made.addresses.findIndex((address) => address.slot === slot));
     return made;
   }
 
@@ -364,7 +385,7 @@ export class Engine {
 
   leaveQuotas(row: number): void {
     const { view } = this.rows;
-    for (let at = row + ROW_QUOTAS; at < row + ROW_BYTES; at += 4) {
+    for (let at = row + ROW_QUOTAS; at < row + ROW_QUOTAS_END; at += 4) {
       const entry = view.getInt32(at, true);
       if (entry === 0) continue;
       view.setInt32(at, 0, true);
@@ -373,8 +394,9 @@ export class Engine {
   }
 
   /** The session has closed its sockets and may serve another tunnel. */
-  ended(session: Session, why: Ending): void {
+  ended(session: Session, why: Ending, durationMs: number): void {
     this.counters[endingAt(why.reason)]!++;
+    observe(this.meters, LIFETIME, durationMs);
     this.#idle.push(session);
     this.leave();
     for (const listener of this.#listeners.values()) {
@@ -407,7 +429,7 @@ export class Engine {
     const row = this.#sessions.length * ROW_BYTES;
     if (row + ROW_BYTES > this.rows.bytes.length) return null;
     const session = new Session(this, row);
-    this.#sessions.push(session);
+    this.counters[ROWS_USED] = this.#sessions.push(session);
     this.#idle.push(session);
     return session;
   }
@@ -415,7 +437,6 @@ export class Engine {
   /** `listener`: by which listening socket it came. */
   begin(session: Session, fd: number, listener: number, role: Role): void {
     this.#take(session);
-    this.counters[ACCEPTED]!++;
     session.begin(fd, role, this.upstreamOf(listener, role));
   }
 
@@ -428,6 +449,7 @@ export class Engine {
   #take(session: Session): void {
     const taken = this.#idle.pop();
     assert(taken === session, "the spare session is the one that was offered");
+    this.counters[ACCEPTED]!++;
   }
 }
 

@@ -24,6 +24,7 @@ import type { NameAnswer, Asker as NameAsker } from "./names.ts";
 import { hashOf, TOO_FAST, TOO_MANY, UNCOUNTED } from "./quota.ts";
 import type { Socket } from "./socket.ts";
 import { STATUS, statusOfReply } from "./socks-counters.ts";
+import { FRONT } from "./table.ts";
 
 /** What the session must do next. */
 export type Outcome =
@@ -254,8 +255,10 @@ export class SocksFront {
     const { scratch, output } = this.#engine;
     let start = 0;
     if (this.#phase === PROXY) {
-      const { rows } = this.#engine;
+      const { rows, table } = this.#engine;
+      table.changing(this.#host.row);
       const header = readProxyHeader(scratch.bytes, 0, end, rows.bytes, this.#host.row);
+      table.changed(this.#host.row, FRONT);
       if (header.do === "read") return this.#keep(0, end);
       if (header.do === "fail") return this.#over(ending("client-malformed", 0, header.detail));
       start = header.consumed;
@@ -385,10 +388,12 @@ export class SocksFront {
       if (refusal !== null) return this.#deny(NOT_ALLOWED, refusal);
     }
     if (target.kind === "address") {
+      this.#tellTexts();
       this.#writeDestination(target.bytes);
       return this.#judge([target.bytes]);
     }
     this.name = target.name;
+    this.#tellTexts();
     const verdict = access.judgeName(this.#asker(), this.name, this.port);
     if (verdict !== null && !verdict.allowed) return this.#forbid(verdict);
     this.#phase = RESOLVE;
@@ -473,8 +478,18 @@ export class SocksFront {
 
   /** For the log: where it wants to go, as long as it is not known by which address. */
   #writeDestination(bytes: Uint8Array): void {
-    const { rows } = this.#engine;
+    const { rows, table } = this.#engine;
+    table.changing(this.#host.row);
     writeSockaddr(bytes, this.port, rows.bytes, this.#host.row + SOCKADDR_SIZE);
+    table.changed(this.#host.row, FRONT);
+  }
+
+  /** For who looks at the tunnel. */
+  #tellTexts(): void {
+    const { table } = this.#engine;
+    table.changing(this.#host.row);
+    table.setTexts(this.#host.row, this.version || 1, this.name, this.#user);
+    table.changed(this.#host.row, FRONT);
   }
 
   #client(): { at: number; length: 4 | 16 } {

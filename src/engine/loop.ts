@@ -87,8 +87,8 @@ export class Loop {
     }
   }
 
-  /** Runs every task that was queued before this call. */
-  run(): void {
+  /** Runs every task that was queued before this call, and answers how many. */
+  run(): number {
     const count = this.#readyCount;
     const running = this.#ready;
     this.#ready = this.#running;
@@ -99,6 +99,7 @@ export class Loop {
       task.queued = false;
       if (task.turn()) this.enqueue(task);
     }
+    return count;
   }
 
   dispose(): void {

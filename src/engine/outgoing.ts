@@ -13,8 +13,9 @@ import {
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import { type Affinity, type EgressAddress, EgressPool } from "../policy/egress.ts";
 import { isMapped } from "../policy/own.ts";
-import { type EgressCounters, NO_SLOT } from "./egress-counters.ts";
+import type { EgressCounters } from "./egress-counters.ts";
 import type { Ledger } from "./ledger.ts";
+import { NO_SLOT } from "./slots.ts";
 
 /** Plain data: crosses threads. */
 export interface OutgoingSettings {

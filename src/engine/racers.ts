@@ -4,7 +4,7 @@
  * gets none waits for his first attempt, as everyone did before.
  */
 import type { Loop, Task } from "./loop.ts";
-import { NO_SLOT } from "./egress-counters.ts";
+import { NO_SLOT } from "./slots.ts";
 import { Socket } from "./socket.ts";
 
 const RACERS_MAX = 128;

@@ -11,7 +11,9 @@ import {
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import { assert } from "./assert.ts";
+import { observe } from "./histogram.ts";
 import type { Limits } from "./limits.ts";
+import { SPLICE_SIZE } from "./meters.ts";
 import type { Buffers, Pipe, Pipes } from "./pools.ts";
 import type { Socket } from "./socket.ts";
 
@@ -21,6 +23,7 @@ export interface RelayTools {
   readonly limits: Limits;
   readonly pipes: Pipes;
   readonly buffers: Buffers;
+  readonly meters: Float64Array;
   /** Holds bytes only between one recv and the send behind it. limits.chunkBytes or more. */
   readonly scratch: Memory;
 }
@@ -153,7 +156,7 @@ export class Flow {
    * never that the pipe is full: splice(2) has one errno for both.
    */
   #fill(): void {
-    const { sys, limits } = this.#tools;
+    const { sys, limits, meters } = this.#tools;
     const got = sys.splice(
       this.#from.fd, this.#pipe!.writeEnd, limits.pipeBytes, SPLICE_F_MOVE | SPLICE_F_NONBLOCK,
     );
@@ -165,6 +168,7 @@ export class Flow {
     }
     if (got < 0) return this.#sourceSaid(got);
     this.#held = got;
+    observe(meters, SPLICE_SIZE, got);
     if (got < BULK_BYTES_MIN) this.#bulk = false;
   }
 

@@ -15,8 +15,8 @@ import { Socks5Client } from "../protocol/socks5-client.ts";
 
 export interface UpstreamSettings {
   readonly kind: "direct" | "socks5" | "socks4" | "http";
-  /** Sockaddrs of 16 or 28 bytes, in the order in which they are to be tried. */
-  readonly addresses: readonly Uint8Array[];
+  /** In the order in which they are to be tried. */
+  readonly addresses: readonly UpstreamAddress[];
   readonly credentials: Credentials | null;
   readonly pipelined: boolean;
   readonly trust: Trust;
@@ -51,14 +51,26 @@ export interface Settings {
   readonly journalAll: boolean;
 }
 
+export interface UpstreamAddress {
+  /** A sockaddr of 16 or 28 bytes. */
+  readonly bytes: Uint8Array;
+  /** Its number in the counters. */
+  readonly slot: number;
+  /** Nobody is to be dialled there any more; who is connected stays. */
+  readonly drained: boolean;
+}
+
 export interface Address {
   readonly memory: Memory;
   readonly length: number;
+  readonly slot: number;
 }
 
 export class Upstream {
   readonly kind: UpstreamSettings["kind"];
+  /** Those that may be dialled. */
   readonly addresses: readonly Address[];
+  readonly #all: readonly Address[];
   /** What its answers say of the destination. */
   readonly trust: Trust;
   readonly #credentials: Credentials | null;
@@ -71,11 +83,12 @@ export class Upstream {
     this.trust = settings.trust;
     this.#credentials = settings.credentials;
     this.#pipelined = settings.pipelined;
-    this.addresses = settings.addresses.map((bytes) => {
+    this.#all = settings.addresses.map(({ bytes, slot }) => {
       const memory = sys.memory(SOCKADDR_SIZE);
       memory.bytes.set(bytes);
-      return { memory, length: bytes.length };
+      return { memory, length: bytes.length, slot };
     });
+    this.addresses = this.#all.filter((_, i) => !settings.addresses[i]!.drained);
   }
 
   /** Not for "direct", which has no handshake. */
@@ -97,7 +110,7 @@ export class Upstream {
 
   /** The sockaddr is that of the upstream itself: nobody asks a proxy for the proxy. */
   isItself(bytes: Uint8Array, at: number): boolean {
-    for (const { memory, length } of this.addresses) {
+    for (const { memory, length } of this.#all) {
       if (sameAddress(memory.bytes, length, bytes, at)) return true;
     }
     return false;

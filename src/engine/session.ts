@@ -28,29 +28,27 @@ import { isMapped, portOf } from "../policy/own.ts";
 import type { Failure, Handshake } from "../protocol/handshake.ts";
 import type { Refusal, Syn } from "../protocol/syn.ts";
 import { assert } from "./assert.ts";
-import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES } from "./counters.ts";
+import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES, NOW } from "./counters.ts";
 import { type Ending, ending, FINISHED, KINDS } from "./ending.ts";
-import { NO_SLOT } from "./egress-counters.ts";
 import type { Engine } from "./engine.ts";
 import { type FrontHost, type Outcome, SocksFront, writeSockaddr } from "./front.ts";
+import { observe } from "./histogram.ts";
 import { ENDED, STARTED } from "./journal.ts";
 import type { Task } from "./loop.ts";
+import { DIAL_TIME, FIRST_BYTE_TIME, HANDSHAKE_TIME } from "./meters.ts";
 import type { NameAnswer } from "./names.ts";
 import type { Outgoing } from "./outgoing.ts";
 import type { Racer } from "./racers.ts";
 import { Flow } from "./relay.ts";
 import type { Settings, Upstream } from "./route.ts";
+import { NO_SLOT } from "./slots.ts";
 import { Socket } from "./socket.ts";
+import {
+  ACTIVE, CLIENT, DESTINATION, DIAL, DIALLED_US, DOWN, EXIT_SLOT, FIRST_BYTE_US, FRONT, GRANTED, OVER, REFUSED,
+  RELAY, RESET, ROW_QUOTAS_END, SHAKEN_US, SINCE, SOURCE, STARTED as BEGAN, UP, UPSTREAM, UPSTREAM_SLOT,
+} from "./table.ts";
 import type { Waiter } from "./timeouts.ts";
 
-const OVER = 0;
-const FRONT = 1;
-const DIAL = 2;
-const UPSTREAM = 3;
-const RELAY = 4;
-const RESET = 5;
-const REFUSED = 6;
-const GRANTED = 7;
 /** Which phases may follow which. */
 const NEXT: readonly (readonly number[])[] = [
   /* OVER */ [FRONT],
@@ -62,15 +60,6 @@ const NEXT: readonly (readonly number[])[] = [
   /* REFUSED */ [OVER],
   /* GRANTED */ [RELAY, OVER],
 ];
-
-/** The row of a tunnel in the tunnel table. */
-export const ROW_BYTES = 96;
-const CLIENT = 0;
-const DESTINATION = SOCKADDR_SIZE;
-/** Of the connection to the destination: told to a SOCKS client, and to the log. */
-const SOURCE = 2 * SOCKADDR_SIZE;
-/** Two 32-bit numbers: what the client and the user hold in the table of quotas. */
-export const ROW_QUOTAS = 3 * SOCKADDR_SIZE;
 
 /**
  * Keepalive and TCP_USER_TIMEOUT are set on a tunnel that has lived so long. They work in minutes;
@@ -117,7 +106,6 @@ export class Session implements Task, Waiter, FrontHost {
   #grantedMs = 0;
   /** When the first direction's end was passed on. */
   #halfClosedMs = 0;
-  #activeMs = 0;
   #settings!: Settings;
   #upstream!: Upstream;
   #outgoing!: Outgoing;
@@ -155,8 +143,6 @@ export class Session implements Task, Waiter, FrontHost {
   #upFinPassed = false;
   #downFinPassed = false;
   #tuned = false;
-  #countedUp = 0;
-  #countedDown = 0;
   #unacked = 0;
 
   // Its deadline: when it is due, and when the wheel will ask, which may be sooner.
@@ -219,6 +205,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#settings = engine.settings;
     this.#fronted = role === "socks";
     this.#syn = NO_SYN;
+    engine.table.begin(this.row, this.#id, this.#fronted ? 1 : 0, engine.counters[NOW]!);
     this.#upstream = upstream;
     this.#attempt = 0;
     this.#dialErrno = 0;
@@ -226,8 +213,6 @@ export class Session implements Task, Waiter, FrontHost {
     this.#upFinPassed = false;
     this.#downFinPassed = false;
     this.#tuned = false;
-    this.#countedUp = 0;
-    this.#countedDown = 0;
     this.client.reset(fd);
     this.#upFlow?.reset();
     this.#downFlow?.reset();
@@ -313,12 +298,13 @@ export class Session implements Task, Waiter, FrontHost {
     const engine = this.#engine;
     this.#front ??= new SocksFront(engine, this);
     const front = this.#front;
-    engine.rows.bytes.fill(0, this.row + DESTINATION, this.row + ROW_BYTES);
+    engine.rows.bytes.fill(0, this.row + DESTINATION, this.row + ROW_QUOTAS_END);
     this.#resolving = false;
     this.#outgoing = engine.egress!.outgoing;
     this.#dueMs = this.#askedMs = engine.nowMs + engine.egress!.settings.negotiationMs;
     const outcome = front.begin(engine.egress!);
     if (outcome !== "waits") return this.#end(front.why!);
+    engine.table.enter(this.row, FRONT, engine.counters[NOW]!);
     if (front.outside) this.#dueMs = this.#askedMs = Math.min(this.#dueMs, engine.nowMs + OUTSIDE_MS);
     const result = owned ? this.client.watch(false) : -EMFILE;
     if (result < 0) return this.#end(ending("resources", -result));
@@ -471,14 +457,16 @@ export class Session implements Task, Waiter, FrontHost {
     const destination = this.row + DESTINATION;
     this.#candidate = this.#attempt;
     if (this.#fronted) this.#writeCandidate(this.#candidate);
-    const memory = direct
-      ? rows
-      : upstream.addresses[(this.#firstAddress + this.#attempt) % upstream.addresses.length]!.memory;
+    const address = direct
+      ? null
+      : upstream.addresses[(this.#firstAddress + this.#attempt) % upstream.addresses.length]!;
+    const memory = address?.memory ?? rows;
     const at = direct ? destination : 0;
+    if (address !== null) this.#useUpstream(address.slot);
     const fd = this.#outgoing.open(memory, at, rows.bytes, this.row + CLIENT);
     if (fd < 0) return this.#attemptFailed(-fd);
     this.server.reset(fd);
-    this.#slot = this.#outgoing.slot;
+    this.#takeExit(this.#outgoing.slot);
     const noted = this.#fronted ? this.#engine.transparent : direct || loops.suspicious;
     if (noted) this.#notedPort = loops.note(fd, memory.bytes, at);
     // A connection over loopback stands already, although connect() says EINPROGRESS.
@@ -487,8 +475,33 @@ export class Session implements Task, Waiter, FrontHost {
 
   #writeCandidate(index: number): void {
     const front = this.#front!;
-    const { bytes } = this.#engine.rows;
-    writeSockaddr(front.candidates[index]!, front.port, bytes, this.row + DESTINATION);
+    const { table, rows } = this.#engine;
+    table.changing(this.row);
+    writeSockaddr(front.candidates[index]!, front.port, rows.bytes, this.row + DESTINATION);
+    table.changed(this.row, this.#phase);
+  }
+
+  #takeExit(slot: number): void {
+    this.#slot = slot;
+    this.#engine.table.halves[(this.row + EXIT_SLOT) >> 1] = slot;
+  }
+
+  /** It is dialled there; leaveUpstream() when that is over. */
+  #useUpstream(slot: number): void {
+    const { upstreams, table } = this.#engine;
+    upstreams.opened(slot);
+    table.halves[(this.row + UPSTREAM_SLOT) >> 1] = slot;
+  }
+
+  get #upstreamSlot(): number {
+    return this.#engine.table.halves[(this.row + UPSTREAM_SLOT) >> 1]!;
+  }
+
+  #leaveUpstream(): void {
+    const slot = this.#upstreamSlot;
+    if (slot === NO_SLOT) return;
+    this.#engine.upstreams.closed(slot);
+    this.#engine.table.halves[(this.row + UPSTREAM_SLOT) >> 1] = NO_SLOT;
   }
 
   /** As many addresses as may race have this share of the time; then it is the next ones' turn. */
@@ -563,7 +576,7 @@ export class Session implements Task, Waiter, FrontHost {
   #won(racer: Racer): void {
     this.#closeServer(true);
     this.#candidate = racer.candidate;
-    this.#slot = racer.slot;
+    this.#takeExit(racer.slot);
     this.#notedPort = racer.notedPort;
     const result = this.server.adopt(racer);
     this.#racers.splice(this.#racers.indexOf(racer), 1);
@@ -618,6 +631,7 @@ export class Session implements Task, Waiter, FrontHost {
 
   #connected(sent: number, length: number): void {
     const upstream = this.#upstream;
+    this.#measure(DIAL_TIME, DIALLED_US, SINCE);
     if (this.#fronted) return this.#grant();
     if (upstream.kind === "direct") return this.#startRelay();
     upstream.preferred = (this.#firstAddress + this.#attempt) % upstream.addresses.length;
@@ -626,12 +640,22 @@ export class Session implements Task, Waiter, FrontHost {
     if (sent < length) this.#keepOrEnd(sent, length);
   }
 
+  /** What it took from the time at row + `from` until now. */
+  #measure(meter: number, at: number, from: number): void {
+    const { table, meters, counters } = this.#engine;
+    const us = (counters[NOW]! - table.numbers[(this.row + from) >> 3]!) * 1000;
+    observe(meters, meter, us);
+    table.words[(this.row + at) >> 2] = us;
+  }
+
   /** Only now may a SOCKS client be told so, and by which address. */
   #grant(): void {
-    const { sys, rows } = this.#engine;
+    const { sys, rows, table } = this.#engine;
     this.#closeRacers();
     this.#writeCandidate(this.#candidate); // Racers have written theirs.
+    table.changing(this.row);
     sys.getsockname(this.server.fd, rows, this.row + SOURCE);
+    table.changed(this.row, this.#phase);
     if (this.#slot !== NO_SLOT) this.#engine.exits.answered(this.#slot);
     if (!this.#front!.reply(0, rows, this.row + SOURCE)) return this.#end(ending("client-left"));
     this.#startRelay();
@@ -652,6 +676,7 @@ export class Session implements Task, Waiter, FrontHost {
   #attemptFailed(errno: number): void {
     const engine = this.#engine;
     if (this.server.fd >= 0) this.#countFailure(this.#slot, errno);
+    if (this.#upstreamSlot !== NO_SLOT && !isShortage(errno)) engine.upstreams.dialFailed(this.#upstreamSlot);
     this.#closeServer(true);
     this.#handshake = null;
     this.#dialErrno = moreTelling(this.#dialErrno, errno);
@@ -935,6 +960,7 @@ export class Session implements Task, Waiter, FrontHost {
       this.#input = null;
     }
     this.#inputEnd = 0;
+    if (this.#phase === UPSTREAM) this.#measure(HANDSHAKE_TIME, SHAKEN_US, SINCE);
     if (this.#upstream.kind !== "direct") loops.answered();
     if (this.#syn === NO_SYN) this.#beginRelay();
     else this.#awaitClient();
@@ -1077,19 +1103,33 @@ export class Session implements Task, Waiter, FrontHost {
 
   /** Counts what moved since last time; that is also what keeps a tunnel from being idle. */
   #count(): void {
-    const { counters, nowMs } = this.#engine;
+    const { counters, table, nowMs } = this.#engine;
+    const { numbers } = table;
+    const row = this.row >> 3;
     const up = this.#up.bytes;
     const down = this.#down.bytes;
-    if (up !== this.#countedUp) {
-      counters[BYTES_UP]! += up - this.#countedUp;
-      this.#countedUp = up;
-      this.#activeMs = nowMs;
+    const countedUp = numbers[row + (UP >> 3)]!;
+    const countedDown = numbers[row + (DOWN >> 3)]!;
+    if (up !== countedUp) {
+      counters[BYTES_UP]! += up - countedUp;
+      numbers[row + (UP >> 3)] = up;
+      numbers[row + (ACTIVE >> 3)] = nowMs;
     }
-    if (down !== this.#countedDown) {
-      counters[BYTES_DOWN]! += down - this.#countedDown;
-      this.#countedDown = down;
-      this.#activeMs = nowMs;
+    if (down !== countedDown) {
+      counters[BYTES_DOWN]! += down - countedDown;
+      numbers[row + (DOWN >> 3)] = down;
+      numbers[row + (ACTIVE >> 3)] = nowMs;
+      if (countedDown === 0) this.#measure(FIRST_BYTE_TIME, FIRST_BYTE_US, BEGAN);
     }
+  }
+
+  /** When something moved last. */
+  get #activeMs(): number {
+    return this.#engine.table.numbers[(this.row + ACTIVE) >> 3]!;
+  }
+
+  set #activeMs(nowMs: number) {
+    this.#engine.table.numbers[(this.row + ACTIVE) >> 3] = nowMs;
   }
 
   // ---- over
@@ -1097,6 +1137,9 @@ export class Session implements Task, Waiter, FrontHost {
   #end(why: Ending): void {
     const engine = this.#engine;
     const reset = why !== FINISHED && this.#phase !== REFUSED;
+    if (this.#phase === UPSTREAM && KINDS[why.reason].blame === "upstream") {
+      engine.upstreams.handshakeFailed(this.#upstreamSlot);
+    }
     engine.timeouts.stop(this);
     if (this.#fronted) this.#endFront(why);
     this.#upFlow?.release();
@@ -1113,7 +1156,7 @@ export class Session implements Task, Waiter, FrontHost {
     else if (this.client.fd >= 0) this.#closeClient(reset);
     this.#journal(ENDED, why);
     this.#enter(OVER);
-    engine.ended(this, why);
+    engine.ended(this, why, engine.nowMs - this.#startedMs);
   }
 
   #endFront(why: Ending): void {
@@ -1141,6 +1184,7 @@ export class Session implements Task, Waiter, FrontHost {
   #closeServer(reset: boolean): void {
     const { sys, ledger, loops, exits } = this.#engine;
     const { fd } = this.server;
+    this.#leaveUpstream();
     if (fd < 0) return;
     this.server.fd = -1;
     if (this.#slot !== NO_SLOT) exits.ended(this.#slot);
@@ -1181,6 +1225,8 @@ export class Session implements Task, Waiter, FrontHost {
   #enter(phase: number): void {
     assert(NEXT[this.#phase]!.includes(phase), `phase ${phase} cannot follow ${this.#phase}`);
     this.#phase = phase;
+    // In its first moments it is not to be seen: there is nothing but the client's address.
+    if (phase !== FRONT) this.#engine.table.enter(this.row, phase, this.#engine.counters[NOW]!);
   }
 }
 

@@ -67,7 +67,8 @@ export class RedirectedWorld extends World {
       mode: random.chance(0.2) ? "tproxy" : "redirect",
       upstream: {
         kind, credentials: this.#login, pipelined: random.chance(0.5),
-        addresses: addresses.map(sockaddr), trust: PRESETS.standard,
+        addresses: addresses.map((address, slot) => ({ bytes: sockaddr(address), slot, drained: false })),
+        trust: PRESETS.standard,
       },
       truthful: null,
       unknownAs: "host-unreachable",

@@ -12,9 +12,11 @@ import {
 } from "../../native-bindings/constants.ts";
 import type { Memory } from "../../native-bindings/syscalls.ts";
 import { Admission, admissionBytes } from "../../src/engine/admission.ts";
-import { countersBytes, countersRow, TUNNELS } from "../../src/engine/counters.ts";
-import { REASONS } from "../../src/engine/ending.ts";
-import { type Answer, Engine, rowsBytes, synsBytes } from "../../src/engine/engine.ts";
+import {
+  ACCEPTED, BYTES_DOWN, BYTES_UP, countersBytes, countersRow, endingAt, TUNNELS, unended,
+} from "../../src/engine/counters.ts";
+import { type Reason, REASONS } from "../../src/engine/ending.ts";
+import { type Answer, Engine, type Shared, synsBytes } from "../../src/engine/engine.ts";
 import { egressCountersBytes } from "../../src/engine/egress-counters.ts";
 import { QUOTA_BYTES } from "../../src/engine/quota.ts";
 import { socksCountersBytes } from "../../src/engine/socks-counters.ts";
@@ -22,6 +24,10 @@ import { ENDED, Journal, journalBytes } from "../../src/engine/journal.ts";
 import { Ledger } from "../../src/engine/ledger.ts";
 import type { Source, Task } from "../../src/engine/loop.ts";
 import { LOOPS_BYTES } from "../../src/engine/loops.ts";
+import { BUCKETS } from "../../src/engine/histogram.ts";
+import { type Meter, meterAt, metersBytes, metersRow } from "../../src/engine/meters.ts";
+import { DOWN, RELAY, RESET, rowsBytes, TableReader, textsBytes, UP } from "../../src/engine/table.ts";
+import { UpstreamReader, upstreamCountersBytes } from "../../src/engine/upstream-counters.ts";
 import { readSockaddr, type SimulatedKernel } from "../sim/kernel.ts";
 import { WrongByte } from "../sim/peers.ts";
 import { RedirectedWorld } from "../sim/redirected-world.ts";
@@ -51,6 +57,8 @@ const COUNTED = {
   quotas: new SharedArrayBuffer(QUOTA_BYTES),
   socks: new SharedArrayBuffer(socksCountersBytes(1)),
   exits: new SharedArrayBuffer(egressCountersBytes(1)),
+  meters: new SharedArrayBuffer(metersBytes(1)),
+  upstreams: new SharedArrayBuffer(upstreamCountersBytes(1)),
 };
 
 function play(world: World, endings: Map<string, number>): void {
@@ -64,6 +72,10 @@ function play(world: World, endings: Map<string, number>): void {
     ...COUNTED,
   };
   const journalMemory = new SharedArrayBuffer(journalBytes(JOURNAL_RECORDS));
+  const rows = new SharedArrayBuffer(rowsBytes(limits.tunnels));
+  const texts = new SharedArrayBuffer(textsBytes(limits.tunnels));
+  const counters = countersRow(shared.counters, 0);
+  const table = new TableReader(rows, texts);
   const listener = makeListener(kernel, world);
   const bell = new Bell();
   const bellFd = kernel.eventfd(0, O_NONBLOCK);
@@ -74,13 +86,9 @@ function play(world: World, endings: Map<string, number>): void {
     kernel.ring(bellFd);
   };
   const engine = new Engine({
-    sys: kernel, clock: () => Math.floor(kernel.now()), exactClock: () => kernel.now(),
-    wallClock: () => kernel.now(),
+    sys: kernel, clock: () => kernel.now(), wallClock: () => kernel.now(),
     limits, settings, shared, worker: 0, incarnation: 0,
-    own: {
-      rows: new SharedArrayBuffer(rowsBytes(limits.tunnels)), journal: journalMemory,
-      syns: new SharedArrayBuffer(synsBytes(limits)),
-    },
+    own: { rows, texts, journal: journalMemory, syns: new SharedArrayBuffer(synsBytes(limits)) },
     ask: (question) => world.ask(question, receive), toAscii: (name) => name,
   });
   const admission = new Admission(shared.admission, kernel);
@@ -90,6 +98,7 @@ function play(world: World, endings: Map<string, number>): void {
   engine.listen(listener, world.role);
   kernel.unleash();
 
+  const told = { endings: new Map<Reason, number>(), bytesUp: 0, bytesDown: 0 };
   let [listening, cut, configured] = [true, false, false];
   while (!world.over || engine.tunnels > 0 || answers.length > 0) {
     const { sleeps, pipesWithBytes } = kernel;
@@ -97,6 +106,8 @@ function play(world: World, endings: Map<string, number>): void {
     engine.turn();
     if (kernel.sleeps > sleeps) assert(lent <= pipesWithBytes, "an idle tunnel held a pipe");
     assert(engine.tunnels <= world.tunnelsMax, "more tunnels than the limit");
+    assert.equal(unended(counters), engine.tunnels, "what was accepted is either open or has ended for a reason");
+    assert.equal(seen(table), engine.tunnels, "rows that are seen");
     if (bell.rung) {
       bell.rung = false;
       kernel.read(bellFd, count, 0, 8);
@@ -130,6 +141,9 @@ function play(world: World, endings: Map<string, number>): void {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength);
     const reason = REASONS[record.reason]!;
     endings.set(reason, (endings.get(reason) ?? 0) + 1);
+    told.endings.set(reason, (told.endings.get(reason) ?? 0) + 1);
+    told.bytesUp += bytesUp;
+    told.bytesDown += bytesDown;
     const [client, destination, source] = [0, 28, 56].map((at) => readSockaddr({ bytes, view }, at));
     world.ended({
       reason, detail, text, version, name, user, bytesUp, bytesDown, endedMs,
@@ -147,10 +161,42 @@ function play(world: World, endings: Map<string, number>): void {
   assert.deepEqual(kernel.openFds(), [], "fds are left open");
   assert.deepEqual([...new Ledger(shared.ledger).ownedBy(1)], [], "fds are left in the ledger");
   assert.equal(admission.active, 0);
-  assert.equal(countersRow(shared.counters, 0)[TUNNELS], 0);
+  assert.equal(counters[TUNNELS], 0);
+  for (const reason of REASONS) {
+    assert.equal(counters[endingAt(reason)], told.endings.get(reason) ?? 0, `the counter of ${reason}`);
+  }
+  assert.deepEqual([counters[BYTES_UP], counters[BYTES_DOWN]], [told.bytesUp, told.bytesDown]);
+  judgeMeters(shared, counters);
   const ports = new Int32Array(shared.loops).subarray(0, 65536);
   assert(ports.every((port) => port === 0), "ports are left");
   world.judgeCounted(shared);
+}
+
+/** Tunnels that main would see. */
+function seen(table: TableReader): number {
+  let count = 0;
+  for (let row = 0; row < table.rows; row++) {
+    if (!table.read(row)) continue;
+    count++;
+    const moved = table.number(UP) + table.number(DOWN) > 0;
+    assert(!moved || table.phase === RELAY || table.phase === RESET, `bytes in phase ${table.phase}`);
+  }
+  return count;
+}
+
+/** Each connection was measured as often as it should have been. */
+function judgeMeters({ meters, upstreams }: Shared, counters: Float64Array): void {
+  const numbers = metersRow(meters, 0);
+  const count = (meter: Meter): number =>
+    numbers.subarray(meterAt(meter), meterAt(meter) + BUCKETS).reduce((sum, bucket) => sum + bucket, 0);
+  assert.equal(count("duration"), counters[ACCEPTED], "lives that were measured");
+  assert(count("dial") >= count("handshake") && count("firstByte") <= count("dial"), "dials that were measured");
+  const reader = new UpstreamReader(upstreams);
+  reader.slots(["a", "b", "c"]);
+  for (const { active, dials, dialFailures, handshakeFailures } of reader.counts()) {
+    assert.equal(active, 0, "connections of an upstream that are open");
+    assert(dials >= dialFailures + handshakeFailures, "failures of an upstream");
+  }
 }
 
 function makeListener(kernel: SimulatedKernel, world: World): number {

@@ -3,8 +3,9 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import fc from "fast-check";
 import {
-  ADDRESS_SLOTS, EgressCounters, EgressReader, egressCountersBytes, OTHERS, RULE_SLOTS,
+  ADDRESS_SLOTS, EgressCounters, EgressReader, egressCountersBytes, RULE_SLOTS,
 } from "../../src/engine/egress-counters.ts";
+import { OTHERS } from "../../src/engine/slots.ts";
 import {
   type AddressType, type AuthMethod, BYTES, forgetInflight, type HistogramTotals, SECONDS, SocksCounters,
   socksCountersBytes, SocksTotals, type SocksVersion, STATUS, STATUS_NAMES, statusOfReply,
