@@ -153,6 +153,11 @@ export const SPLICE_F_NONBLOCK = 2;
 export const EFD_NONBLOCK = 0o4000;
 export const EFD_CLOEXEC = 0o2000000;
 
+// adjtimex(2)
+export const TIME_ERROR = 5;
+/** sizeof(struct timex), far above it. */
+export const TIMEX_SIZE = 512;
+
 // getrlimit(2)
 export const RLIMIT_NOFILE = 7;
 

@@ -6,7 +6,7 @@
  * it. Addresses are passed as numbers, which saves koffi a tenth of the call's cost.
  */
 import koffi from "koffi";
-import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, SO_LINGER, SOCKADDR_SIZE, SOL_SOCKET } from "./constants.ts";
+import { EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, SO_LINGER, SOCKADDR_SIZE, SOL_SOCKET, TIMEX_SIZE } from "./constants.ts";
 
 /** What a system call answers: >= 0, or -errno. */
 export type Result = number;
@@ -74,6 +74,8 @@ export interface Syscalls {
   setrlimit(resource: number, soft: number, hard: number): Result;
   /** Of the calling thread, as capset(2) is. */
   prctl(option: number, value: number, more?: number): Result;
+  /** The state of the clock: TIME_ERROR when nothing keeps it right. Sets nothing. */
+  adjtimex(): Result;
   /** The calling thread's capabilities from now on: permitted, effective and inheritable alike. */
   capset(capabilities: readonly number[]): Result;
 }
@@ -114,6 +116,7 @@ export function linux(): Syscalls {
     getrlimit: libc.func("int getrlimit(int, uintptr_t)"),
     setrlimit: libc.func("int setrlimit(int, uintptr_t)"),
     prctl: libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)"),
+    adjtimex: libc.func("int adjtimex(uintptr_t)"),
     capset: libc.func("int capset(uintptr_t, uintptr_t)"),
   };
   const errno = koffi.errno;
@@ -211,6 +214,7 @@ export function linux(): Syscalls {
       return answer(c.setrlimit(resource, limit.address));
     },
     prctl: (option, value, more = 0) => answer(c.prctl(option, value, more, 0, 0)),
+    adjtimex: () => answer(c.adjtimex(memory(TIMEX_SIZE).address)),
     capset: (capabilities) => {
       // A version and a pid (0: this thread), then twice three words of 32 bits each.
       const header = memory(8);

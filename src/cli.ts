@@ -45,6 +45,7 @@ export type Command =
     })
   /** redsocks -v. */
   | { readonly kind: "version" }
+  | (OnFile & { readonly kind: "doctor"; readonly json: boolean })
   | {
       readonly kind: "passwd";
       /** Whose line is printed. null: the hash alone. */
@@ -74,6 +75,7 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
   ["help", { takes: "nothing", option: "help" }],
   ["V", { takes: "nothing", option: "version" }],
   ["version", { takes: "nothing", option: "version" }],
+  ["json", { takes: "nothing", option: "json" }],
   ["backend", { takes: "value", option: "backend" }],
   ["from", { takes: "value", option: "from" }],
   ["ignore-unsupported", { takes: "nothing", option: "ignore-unsupported" }],
@@ -86,6 +88,7 @@ export const SYNOPSIS: readonly string[] = [
   "passwd [NAME]",
   "migrate FILE [--from PROGRAM] [--ignore-unsupported]",
   `firewall ${FIREWALL_ACTIONS.join("|")} [-f FILE] [--backend BACKEND]`,
+  "doctor [-f FILE] [--json]",
   "as PROGRAM [its flags]",
 ];
 
@@ -158,6 +161,7 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     )
     .option("--logformat <FORMAT>", "write lines as plain, logfmt or json (overrides format in [log])")
     .addOption(new Option("--backend <BACKEND>").hideHelp())
+    .addOption(new Option("--json").hideHelp())
     .addOption(new Option("--from <PROGRAM>").hideHelp())
     .addOption(new Option("--ignore-unsupported").hideHelp())
     .allowExcessArguments(false)
@@ -208,6 +212,18 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     .allowExcessArguments(false)
     .action((action: string | undefined) => settle(firewallCommand(action, program.opts<Options>())));
   program
+    .command("doctor")
+    .summary("say what is wrong with this host, each with a command to run")
+    .description(
+      "Say what is wrong with this host for this configuration: the program, the rules, the upstream, limits of the kernel; each with a command to run. --json for scripts. Exit code 0: nothing is wrong; 1: something is broken; 3: it works, with risks; 4: some things only root may look at.",
+    )
+    .usage("[-f FILE] [--json]")
+    .allowExcessArguments(false)
+    .action(() => {
+      const { json, ...others } = program.opts<Options>();
+      settle(ofMigrate(others) ?? Object.freeze({ ...(frozenCommand("check", others.file, others) as OnFile), kind: "doctor", json: json ?? false }));
+    });
+  program
     .command("as")
     .summary("be transocks, usocksd or redsocks: their flags, files and names in the log")
     .usage("PROGRAM [its flags]")
@@ -236,6 +252,7 @@ Examples:
   transplice passwd alice                 a line for [users]
   transplice migrate /etc/redsocks.conf   the same in our own file, and what changes
   transplice firewall apply -f my.toml    set the rules that redirect connections to it
+  transplice doctor                       what is wrong on this host, and how to mend it
   transplice as redsocks -c my.conf       run with a configuration of redsocks
   transplice -f my.toml -loglevel debug   run and say more
 `,
@@ -278,13 +295,15 @@ function migration(file: string | undefined, options: Options): Command {
 const FROM: readonly ProgramName[] = [...PREDECESSORS, "transplice"];
 
 /** migrate's flags, where there is no migrate. */
-function ofMigrate({ from, ignoreUnsupported, backend }: Options): Command | null {
+function ofMigrate({ from, ignoreUnsupported, backend, json }: Options): Command | null {
+  if (json !== undefined) return misuse("--json is a flag of doctor");
   if (backend !== undefined) return misuse("--backend is a flag of firewall");
   if (from !== undefined) return misuse("--from is a flag of migrate");
   return ignoreUnsupported === undefined ? null : misuse("--ignore-unsupported is a flag of migrate");
 }
 
 interface Options {
+  readonly json?: boolean;
   readonly backend?: string;
   readonly from?: string;
   readonly ignoreUnsupported?: boolean;

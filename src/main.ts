@@ -13,6 +13,7 @@ import { type Problem, problemText } from "./config/problem.ts";
 import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { Activation } from "./control/activation.ts";
+import { doctor, firewallCheck } from "./control/doctor.ts";
 import { firewall } from "./control/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import type { ListeningAddress } from "./control/listeners.ts";
@@ -43,6 +44,8 @@ async function main(command: Command): Promise<number> {
       return migrated(command);
     case "firewall":
       return firewalled(command);
+    case "doctor":
+      return doctored(command);
     case "version":
       process.stdout.write(`redsocks/0.5 (transplice ${packageVersion()})\n`);
       return 0;
@@ -70,9 +73,19 @@ async function firewalled(
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return action === "status" ? 4 : 1;
   }
-  const { out, wrong, code } = await firewall(action, loaded.config, backend);
+  const { out, wrong, code } = action === "check"
+    ? await firewallCheck(file, loaded.config, backend)
+    : await firewall(action, loaded.config, backend);
   process.stdout.write(out);
   process.stderr.write(wrong);
+  return code;
+}
+
+async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {
+  const loaded = await loadConfig(file, overrides, reading);
+  const [config, problems] = "config" in loaded ? [loaded.config, []] : [null, loaded.problems];
+  const { out, code } = await doctor(linux(), file, config, problems, json);
+  process.stdout.write(out);
   return code;
 }
 

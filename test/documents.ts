@@ -7,6 +7,7 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { SIGNALS } from "../src/cli.ts";
 import { settingsMarkdown } from "../src/config/settings.ts";
+import { FINDINGS } from "../src/control/finding.ts";
 import { KINDS, REASONS } from "../src/engine/ending.ts";
 import { commandsManual, optionsManual, settingsManual, signalsManual, synopsisManual } from "./manual.ts";
 
@@ -16,6 +17,10 @@ const RESULTS = new URL("bench/RESULTS.md", ROOT);
 function reasons(): string {
   const rows = REASONS.map((reason) => `| \`${reason}\` | ${KINDS[reason].level} | ${KINDS[reason].meaning} |`);
   return ["| reason | level | what happened |", "|---|---|---|", ...rows].join("\n");
+}
+
+function findings(): string {
+  return ["| finding | what the doctor looks at |", "|---|---|", ...Object.entries(FINDINGS).map(([id, looks]) => `| \`${id}\` | ${looks} |`)].join("\n");
 }
 
 function signals(): string {
@@ -35,7 +40,7 @@ function results(): string {
 
 /** By the name that stands in the markers of a Markdown page... */
 const MARKDOWN: Readonly<Record<string, () => string>> = {
-  settings: () => `\n${settingsMarkdown().trim()}\n`, reasons, results, signals,
+  settings: () => `\n${settingsMarkdown().trim()}\n`, reasons, results, signals, findings,
 };
 /** ... and in those of a manual page. */
 const MANUAL: Readonly<Record<string, () => string>> = {

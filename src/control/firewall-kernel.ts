@@ -28,7 +28,7 @@ function byChain(one: string, other: string): number {
 }
 
 /** Legacy tools make tables by looking at them: they are asked only where there are some. */
-async function saved(backend: FirewallBackend, family: 4 | 6): Promise<string> {
+export async function saved(backend: FirewallBackend, family: 4 | 6): Promise<string> {
   const save = iptablesTool(backend, family, "-save");
   if (tool(save) === null) return "";
   if (backend === "iptables-legacy" && !hasLegacyTables(family)) return "";

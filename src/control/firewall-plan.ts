@@ -71,15 +71,15 @@ export interface HostFacts {
   readonly uid: (name: string) => number | null;
 }
 
-export type Planned = { readonly plan: FirewallPlan } | { readonly wrong: string };
+export type Planned = { readonly plan: FirewallPlan } | { readonly wrong: string; readonly run: string | null };
 
 export function firewallPlan(config: Config, facts: HostFacts): Planned {
   const { firewall, mark, mode, listen, upstream, connect, workers } = config;
   if (upstream === null) {
-    return { wrong: "there is nothing to redirect to: the configuration has no proxy_url" };
+    return { wrong: "there is nothing to redirect to: the configuration has no proxy_url", run: null };
   }
   if (!firewall.output && firewall.interfaces.length === 0) {
-    return { wrong: "nothing would be redirected: set output = true or interfaces in [firewall]" };
+    return { wrong: "nothing would be redirected: set output = true or interfaces in [firewall]", run: null };
   }
   const missing: string[] = [];
   const uidOf = (name: string): number => {
@@ -89,7 +89,9 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
   };
   const users = firewall.users.map(uidOf);
   const excludeUsers = firewall.excludeUsers.map(uidOf);
-  if (missing.length > 0) return { wrong: `there is no user ${missing.join(", ")} on this host (users in [firewall])` };
+  if (missing.length > 0) {
+    return { wrong: `there is no user ${missing.join(", ")} on this host (users in [firewall])`, run: `getent passwd ${missing.join(" ")}` };
+  }
   let own: FirewallPlan["own"] = null;
   if (mark !== null) own = { mark };
   else {
@@ -97,7 +99,8 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
     if (uid !== null) own = { uid };
     else if (firewall.output && firewall.excludeCgroups.length === 0) {
       return {
-        wrong: `transplice's own connections would be redirected to itself: there is no user "${firewall.serviceUser}"; to make it: useradd --system --shell /usr/sbin/nologin ${firewall.serviceUser}; or set mark = 0x1081 in the configuration`,
+        wrong: `transplice's own connections would be redirected to itself: there is no user "${firewall.serviceUser}", and no mark in the configuration`,
+        run: `useradd --system --shell /usr/sbin/nologin ${firewall.serviceUser}`,
       };
     }
   }
@@ -105,7 +108,7 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
     const target = facts.families.includes(family) ? listenerOf(listen, family) : null;
     return target === null ? [] : [familyPlan(family, target, config, facts)];
   });
-  if (families.length === 0) return { wrong: "no listener has an address of a family that this host has" };
+  if (families.length === 0) return { wrong: "no listener has an address of a family that this host has", run: "ip address" };
   return {
     plan: {
       mode, stage: "engaged", families, own, excludeUsers,

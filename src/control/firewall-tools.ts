@@ -16,8 +16,15 @@ const OUTPUT_BYTES_MAX = 1 << 26;
 const INSTALL = { nft: "nftables", iptables: "iptables", "iptables-legacy": "iptables" } as const;
 const CAP_NET_ADMIN = 12n;
 
-/** With words for the operator. */
-export class Refusal extends Error {}
+/** With words for the operator, and where there is one, a command. */
+export class Refusal extends Error {
+  readonly run: string | null;
+
+  constructor(message: string, run: string | null = null) {
+    super(message);
+    this.run = run;
+  }
+}
 
 export interface Ran {
   readonly ok: boolean;
@@ -53,12 +60,19 @@ export function must(ran: Ran, what: string): string {
 
 /** Programs that we start have the capability if we are root, or if it is an ambient one. */
 export function requireCapable(): void {
-  if (held("CapEff") && (process.geteuid?.() === 0 || held("CapAmb"))) return;
-  throw new Refusal(
-    held("CapEff")
-      ? "the tools of the firewall would not inherit CAP_NET_ADMIN, which must be an ambient capability: AmbientCapabilities=CAP_NET_ADMIN in the unit, or setpriv --ambient-caps +net_admin"
-      : "this needs CAP_NET_ADMIN; run it as root: sudo transplice ..., or give it the ambient capability",
-  );
+  const refusal = capable();
+  if (refusal !== null) throw refusal;
+}
+
+/** Why we may not touch rules, or even see them; or null. */
+export function capable(): Refusal | null {
+  if (held("CapEff") && (process.geteuid?.() === 0 || held("CapAmb"))) return null;
+  return held("CapEff")
+    ? new Refusal(
+        "the tools of the firewall would not inherit CAP_NET_ADMIN, which must be an ambient capability (AmbientCapabilities=CAP_NET_ADMIN in a unit)",
+        "setpriv --ambient-caps +net_admin transplice ...",
+      )
+    : new Refusal("this needs CAP_NET_ADMIN, as an ambient capability, or root", "sudo transplice ...");
 }
 
 /** A line of /proc/self/status has CAP_NET_ADMIN. */

@@ -60,6 +60,7 @@ const NAMES: ReadonlyMap<number, string> = new Map([
   [CAP_NET_ADMIN, "CAP_NET_ADMIN"],
   [CAP_NET_RAW, "CAP_NET_RAW"],
 ]);
+export const capabilityName = (capability: number): string => NAMES.get(capability) ?? `capability ${capability}`;
 const PORT_UNPRIVILEGED = 1024;
 /** A directory of users may be far away. */
 const GETENT_MS = 10_000;
@@ -135,7 +136,7 @@ export function lacking(config: Config, kept: readonly number[] | null): string[
   if (kept === null) return [];
   return capabilitiesOf(config)
     .filter((capability) => !kept.includes(capability))
-    .map((capability) => `it needs ${NAMES.get(capability)}, which this process gave up when it became another user; a restart takes it on`);
+    .map((capability) => `it needs ${capabilityName(capability)}, which this process gave up when it became another user; a restart takes it on`);
 }
 
 /** No program that is started from here gets more, whatever its file says. */
@@ -155,7 +156,7 @@ function keep(sys: Syscalls, kept: readonly number[]): void {
     ["capset", () => sys.capset(kept)],
     // For what is started from here: the rules' tools, and the process that takes over.
     ...kept.map((capability): [string, () => number] => [
-      `prctl PR_CAP_AMBIENT_RAISE ${NAMES.get(capability)}`,
+      `prctl PR_CAP_AMBIENT_RAISE ${capabilityName(capability)}`,
       () => sys.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability),
     ]),
     ["prctl PR_SET_NO_NEW_PRIVS", () => sys.prctl(PR_SET_NO_NEW_PRIVS, 1)],

@@ -1,10 +1,11 @@
 /**
  * What this process may use of the kernel: file descriptors and pipes. Asked once, at start.
  */
-import { readdirSync, readFileSync } from "node:fs";
+import { readdirSync } from "node:fs";
 import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import { FDS_MAX } from "../engine/limits.ts";
+import { readText } from "./host.ts";
 
 /** Raises the soft limit of open files to the hard one. Answers what holds now. */
 export function raiseNofile(sys: Syscalls): number {
@@ -17,6 +18,12 @@ export function raiseNofile(sys: Syscalls): number {
   return soft;
 }
 
+/** Up to where raiseNofile() would go. */
+export function nofileHard(sys: Syscalls): number {
+  const limit = sys.getrlimit(RLIMIT_NOFILE);
+  return limit === null ? 1024 : Math.min(limit.hard, Math.max(limit.soft, FDS_MAX));
+}
+
 export function openFds(): number {
   return readdirSync("/proc/self/fd").length - 1; // Without the one that reads the directory.
 }
@@ -27,33 +34,28 @@ const PAGE_BYTES = 4096;
 /** Pipes for whom no such limit holds: bulk streams at the same moment, beyond which it is copied. */
 const PIPES_PRIVILEGED = 256;
 
-/** How many pipes of such a size the kernel will give this user without shrinking them. */
-export function pipesAllowed(pipeBytes: number): number {
+/** How many pipes of such a size the kernel will give a user without shrinking them. */
+export function pipesAllowed(pipeBytes: number, privileged = hasPipePrivilege()): number {
   const pages = Number(readText(SOFT_PAGES) ?? "16384");
-  if (pages === 0 || hasPipePrivilege()) return PIPES_PRIVILEGED;
+  if (pages === 0 || privileged) return PIPES_PRIVILEGED;
   // A quarter stays for the user's other programs.
   return Math.min(PIPES_PRIVILEGED, Math.floor((pages * PAGE_BYTES * 0.75) / pipeBytes));
 }
 
 /** CAP_SYS_RESOURCE or CAP_SYS_ADMIN, in the first user namespace: those of another do not count. */
-function hasPipePrivilege(): boolean {
+export function hasPipePrivilege(held = capabilities("CapEff")): boolean {
   const map = readText("/proc/self/uid_map")?.trim().split(/\s+/) ?? [];
   if (map.join(" ") !== "0 0 4294967295") return false;
-  return (capabilities("CapEff") & ((1n << BigInt(CAP_SYS_ADMIN)) | (1n << BigInt(CAP_SYS_RESOURCE)))) !== 0n;
+  return (held & ((1n << BigInt(CAP_SYS_ADMIN)) | (1n << BigInt(CAP_SYS_RESOURCE)))) !== 0n;
 }
 
 /** Of the main thread, by their numbers' bits. */
 export const permittedCapabilities = (): bigint => capabilities("CapPrm");
 
-function capabilities(set: "CapEff" | "CapPrm"): bigint {
+/** What no program that is started from here can have more of. */
+export const boundingCapabilities = (): bigint => capabilities("CapBnd");
+
+function capabilities(set: "CapEff" | "CapPrm" | "CapBnd"): bigint {
   const found = new RegExp(`^${set}:\\s*([0-9a-f]+)`, "m").exec(readText("/proc/self/status") ?? "")?.[1];
   return BigInt(`0x${found ?? "0"}`);
-}
-
-function readText(path: string): string | null {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return null;
-  }
 }

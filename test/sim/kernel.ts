@@ -734,6 +734,10 @@ export class SimulatedKernel implements Syscalls {
     return -EPERM;
   }
 
+  adjtimex(): Result {
+    return 0;
+  }
+
   prctl(_option: number, _value: number): Result {
     return -EPERM;
   }

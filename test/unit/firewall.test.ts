@@ -43,7 +43,7 @@ test("transplice's own connections pass: by mark, or else by user, or not at all
   assert.deepEqual(plan("mark = 7").own, { mark: 7 });
   assert.deepEqual(plan().own, { uid: 999 });
   const result = planned('[firewall]\nservice_user = "none"');
-  assert.ok("wrong" in result && result.wrong.includes("useradd"));
+  assert.ok("wrong" in result && result.run?.includes("useradd"));
   assert.equal(plan('[firewall]\nservice_user = "none"\nexclude_cgroups = ["/a/b"]').own, null);
   assert.match(nftRules(plan("mark = 7")), /meta mark 0x7 return/);
   assert.match(nftRules(plan('[firewall]\nexclude_cgroups = ["/a/b"]')), /socket cgroupv2 level 2 "a\/b" return/);

@@ -1,0 +1,175 @@
+/**
+ * One attempt at an upstream, as the service would make it: dial, and as much of the handshake as shows
+ * whether it speaks the protocol and accepts the credentials. No destination is asked for by SOCKS5;
+ * HTTP has nothing to ask but a CONNECT, which is for a name that exists nowhere (RFC 6761: .invalid);
+ * SOCKS4 is dialled, and no more.
+ *
+ * Owns its one socket. Always over within the deadlines that it is given.
+ */
+import { request } from "node:http";
+import { Socket } from "node:net";
+import { getSystemErrorName } from "node:util";
+import { EINPROGRESS, EPERM, SO_MARK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOCKADDR_SIZE, SOL_SOCKET } from "../../native-bindings/constants.ts";
+import type { Syscalls } from "../../native-bindings/syscalls.ts";
+import type { SocketAddress } from "../config/config.ts";
+import { endpointText, portOf } from "../config/endpoint.ts";
+import { addressOf } from "../policy/own.ts";
+import { type Credentials, OUTPUT_BYTES_MAX } from "../protocol/handshake.ts";
+import { Socks5Client } from "../protocol/socks5-client.ts";
+import { sameAddress, type SocketRow, sockets } from "./host.ts";
+
+/** Whose connection it is, for the firewall's rules. Another user's takes root. */
+export interface Identity {
+  readonly mark: number | null;
+  /** null: whoever we are. */
+  readonly uid: number | null;
+}
+
+export type Probed =
+  | { readonly ok: true }
+  /** "unlike": we may not make a connection as that user, or with that mark. */
+  | { readonly ok: false; readonly at: "dial" | "silent" | "closed" | "malformed" | "credentials" | "unlike"; readonly detail: string };
+
+/** A socket of which connect() has begun. */
+export interface Dialled {
+  readonly fd: number;
+  readonly socket: Socket;
+}
+
+/** connect() without waiting; or -errno. */
+export function dial(sys: Syscalls, to: SocketAddress, { mark, uid }: Identity): Dialled | number {
+  const before = process.geteuid!();
+  let fd: number;
+  try {
+    // By the socket's creator the rules know whose it is.
+    if (uid !== null && uid !== before) process.seteuid!(uid);
+    fd = sys.socket(to.bytes[0]!, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+  } catch {
+    return -EPERM;
+  } finally {
+    if (process.geteuid!() !== before) process.seteuid!(before);
+  }
+  if (fd < 0) return fd;
+  const memory = sys.memory(SOCKADDR_SIZE);
+  memory.bytes.set(to.bytes);
+  let result = mark === null ? 0 : sys.setsockopt(fd, SOL_SOCKET, SO_MARK, mark);
+  if (result >= 0) result = sys.connect(fd, memory, 0, to.bytes.length);
+  if (result < 0 && result !== -EINPROGRESS) {
+    sys.close(fd);
+    return result;
+  }
+  const socket = new Socket({ fd, readable: true, writable: true });
+  socket.on("error", () => {});
+  return { fd, socket };
+}
+
+export interface ProbeOptions {
+  readonly sys: Syscalls;
+  readonly kind: "socks5" | "socks4" | "http";
+  readonly to: SocketAddress;
+  readonly credentials: Credentials | null;
+  readonly identity: Identity;
+  /** For all of it. */
+  readonly patienceMs: number;
+  /** Told at once where on this host the connection has arrived, if it has. */
+  readonly onLanding?: (row: SocketRow) => void;
+}
+
+/**
+ * The other end of a connection, if it is on this host: what a rule has redirected is here, whatever
+ * address was dialled. Loopback's handshake is over when connect() returns.
+ */
+export function landing(sys: Syscalls, fd: number): SocketRow | null {
+  const name = sys.memory(SOCKADDR_SIZE);
+  if (sys.getsockname(fd, name, 0) < 0) return null;
+  const address = addressOf(name.bytes, 0);
+  const port = portOf(name.bytes, 0);
+  return sockets().find(({ remote, remotePort }) => remotePort === port && sameAddress(remote, address)) ?? null;
+}
+
+const CONNECTED_MS = 10;
+
+export async function probe(options: ProbeOptions): Promise<Probed> {
+  const { sys, to, identity, patienceMs, kind } = options;
+  const dialled = dial(sys, to, identity);
+  if (dialled === -EPERM) return { ok: false, at: "unlike", detail: "EPERM" };
+  if (typeof dialled === "number") return { ok: false, at: "dial", detail: getSystemErrorName(dialled) };
+  const { fd, socket } = dialled;
+  const peer = sys.memory(SOCKADDR_SIZE);
+  const isConnected = (): boolean => sys.getpeername(fd, peer, 0) >= 0;
+  const row = options.onLanding === undefined ? null : landing(sys, fd);
+  if (row !== null) options.onLanding?.(row);
+  let timer: NodeJS.Timeout | undefined;
+  let watch: NodeJS.Timeout | undefined;
+  const probed = await new Promise<Probed>((resolve) => {
+    timer = setTimeout(() => {
+      resolve(isConnected() ? { ok: false, at: "silent", detail: `${patienceMs / 1000} s` } : { ok: false, at: "dial", detail: "ETIMEDOUT" });
+    }, patienceMs);
+    socket.on("error", (error: NodeJS.ErrnoException) => {
+      // A reset once the connection stood is a word of the other side's program.
+      const refused = error.code === "ECONNRESET" || error.code === "EPIPE";
+      resolve({ ok: false, at: refused ? "closed" : "dial", detail: error.code ?? error.message });
+    });
+    socket.on("close", () => resolve({ ok: false, at: "closed", detail: "end" }));
+    if (kind === "socks5") askSocks5(options, socket, resolve);
+    else if (kind === "http") askHttp(options, socket, resolve);
+    // SOCKS4 has nothing to say before a destination.
+    else watch = setInterval(() => (isConnected() ? resolve({ ok: true }) : undefined), CONNECTED_MS);
+  });
+  clearTimeout(timer);
+  clearInterval(watch);
+  socket.destroy();
+  return probed;
+}
+
+function askSocks5({ credentials }: ProbeOptions, socket: Socket, resolve: (probed: Probed) => void): void {
+  const nowhere = { bytes: new Uint8Array(4), at: 0, length: 4, port: 443 } as const;
+  const machine = new Socks5Client(nowhere, credentials, false);
+  const output = new Uint8Array(OUTPUT_BYTES_MAX);
+  let input = new Uint8Array(0);
+  let writes = 0;
+  // Greeting, the login if there is one, and then it would name a destination.
+  const advance = (): void => {
+    const step = machine.advance(input, 0, input.length, output);
+    if (step.do === "read") return;
+    if (step.do === "fail") return resolve(failed(step.failure));
+    if (step.do === "finish" || (writes > 0 && output[0] === 5)) return resolve({ ok: true });
+    writes++;
+    input = input.slice(step.consumed);
+    socket.write(output.slice(0, step.length));
+  };
+  socket.on("data", (chunk: Buffer) => {
+    input = new Uint8Array(Buffer.concat([input, chunk]));
+    advance();
+  });
+  advance();
+}
+
+const failed = (failure: { readonly code: string; readonly detail?: string }): Probed => {
+  switch (failure.code) {
+    case "auth-refused": return { ok: false, at: "credentials", detail: "it refused them" };
+    case "no-method": return { ok: false, at: "credentials", detail: "it wants another way to log in" };
+    default: return { ok: false, at: "malformed", detail: failure.detail ?? failure.code };
+  }
+};
+
+const NOWHERE = endpointText("transplice-doctor.invalid", 443);
+const PROXY_AUTHENTICATION_REQUIRED = 407;
+
+function askHttp({ credentials }: ProbeOptions, socket: Socket, resolve: (probed: Probed) => void): void {
+  const login = credentials === null
+    ? {}
+    : { "proxy-authorization": `Basic ${Buffer.concat([credentials.user, Buffer.from(":"), credentials.password]).toString("base64")}` };
+  const asked = request({
+    method: "CONNECT", path: NOWHERE, headers: { host: NOWHERE, ...login }, createConnection: () => socket,
+  });
+  asked.on("connect", ({ statusCode }) => {
+    resolve(statusCode === PROXY_AUTHENTICATION_REQUIRED
+      ? { ok: false, at: "credentials", detail: credentials === null ? "it wants a user and a password" : "it refused them" }
+      : { ok: true });
+  });
+  asked.on("error", (error: NodeJS.ErrnoException) => {
+    if (error.code?.startsWith("HPE_")) resolve({ ok: false, at: "malformed", detail: "its answer is not HTTP" });
+  });
+  asked.end();
+}
