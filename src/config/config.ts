@@ -39,6 +39,8 @@ export type Upstream =
 export interface Relay {
   readonly listen: readonly ListenAddress[];
   readonly upstream: Upstream;
+  /** null: as connect.trust. */
+  readonly trust: Trust | null;
 }
 
 /** What [incoming], [outgoing], [users] and [[rules]] come to. */

@@ -6,7 +6,7 @@ import type { TableList } from "./table-list.ts";
 /** What is wrong with a table was reported, and has no listeners here. */
 export function relaysOf(list: TableList): Relay[] {
   return list.entries.map(({ values }) => {
-    const { listen, proxy_url: upstream } = values as unknown as RelayValues;
-    return { listen: listen ?? [], upstream: upstream ?? { kind: "direct" } };
+    const { listen, proxy_url: upstream, trust } = values as unknown as RelayValues;
+    return { listen: listen ?? [], upstream: upstream ?? { kind: "direct" }, trust: trust ?? null };
   });
 }

@@ -752,6 +752,13 @@ export const RELAY_SETTINGS = {
     description: "Their upstream; as `proxy_url`. All other settings hold for all.",
     example: '"http://10.20.30.41:3128"',
   },
+  trust: {
+    kind: "trust",
+    default: null,
+    otherwise: "`connect.trust`",
+    description: "Which of its answers are believed; as `connect.trust`.",
+    example: '"squid"',
+  },
 } as const satisfies Record<string, Setting>;
 
 export type Values = ValuesOf<typeof SETTINGS>;

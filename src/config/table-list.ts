@@ -97,7 +97,7 @@ export class TableList {
         this.#report(where ?? at, `${name}.${key}`, message),
       );
     }
-    const missing = [...this.#rows].filter(([key, row]) => row.default === null && !lines.has(key));
+    const missing = [...this.#rows].filter(([key, row]) => row.otherwise === "required" && !lines.has(key));
     if (missing.length > 0) {
       const examples = missing.map(([key, { example }]) => `${key} = ${example}`);
       const what = missing.map(([key]) => key).join(" and ");

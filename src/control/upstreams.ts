@@ -6,6 +6,7 @@ import { socketAddress } from "../config/endpoint.ts";
 import type { Config, SocketAddress, Upstream } from "../config/config.ts";
 import type { Settings, UpstreamAddress, UpstreamSettings } from "../engine/route.ts";
 import type { UpstreamReader } from "../engine/upstream-counters.ts";
+import type { Trust } from "../policy/cause.ts";
 import type { ListeningAddress } from "./listeners.ts";
 import type { Log } from "./log.ts";
 import { Resolver } from "./resolver.ts";
@@ -60,20 +61,20 @@ export class Upstreams {
     const slots = this.#slots(config);
     const withSlot = (upstream: Proxy): UpstreamAddress[] =>
       this.#addressesOf(upstream).map(({ text, bytes }) => ({ bytes, slot: slots.get(text)!, drained: false }));
-    const settingsOf = (upstream: Upstream): UpstreamSettings => ({
+    const settingsOf = (upstream: Upstream, trust: Trust | null): UpstreamSettings => ({
       kind: upstream.kind,
       addresses: upstream.kind === "direct" ? [] : withSlot(upstream),
       credentials: upstream.kind === "direct" ? null : upstream.credentials,
       pipelined: config.pipelined,
-      trust: config.connect.trust,
+      trust: trust ?? config.connect.trust,
     });
     return {
-      upstream: settingsOf(config.upstream ?? DIRECT),
-      relays: config.relays.map(({ listen, upstream }) => ({
+      upstream: settingsOf(config.upstream ?? DIRECT, null),
+      relays: config.relays.map(({ listen, upstream, trust }) => ({
         fds: open
           .filter(({ address, role }) => role === "transparent" && listen.some(({ text }) => text === address.text))
           .flatMap(({ fds }) => fds),
-        upstream: settingsOf(upstream),
+        upstream: settingsOf(upstream, trust),
       })),
     };
   }

@@ -279,7 +279,7 @@ export class Session implements Task, Waiter, FrontHost {
       } else if (this.#phase === FRONT) this.#afterFront(this.#front!.late());
       else if (this.#phase === REFUSED) this.#end(this.#why);
       else if (this.#phase === GRANTED) this.#end(ending("client-left"));
-      else if (this.#phase === UPSTREAM) this.#end(ending("handshake-timeout"));
+      else if (this.#phase === UPSTREAM) this.#handshakeLate();
       else if (this.#phase === RESET) this.#awaitAcks();
     }
     if (this.#phase === OVER || this.bucket >= 0) return -1;
@@ -436,7 +436,7 @@ export class Session implements Task, Waiter, FrontHost {
       ? own.isLocal(bytes, client) && loops.comesBack(bytes, client, bytes, destination, nowMs)
       : loops.leads(bytes, client, bytes, destination) && own.isLocal(bytes, client);
     if (ours) return ending("loop");
-    return this.#upstream.carries(bytes[destination]!) ? null : ending("upstream-refused", ADDRESS_TYPE_NOT_SUPPORTED);
+    return this.#upstream.carries(bytes[destination]!) ? null : ending("upstream-refused", ADDRESS_TYPE_NOT_SUPPORTED, "", "net-unreachable");
   }
 
   /** SO_ORIGINAL_DST by the family of the connection, not of the listener: it may be dual-stack. */
@@ -752,10 +752,21 @@ export class Session implements Task, Waiter, FrontHost {
         return;
       }
       if (got === -EINTR) continue;
-      if (got <= 0) return this.#end(ending("upstream-closed", -got));
+      if (got <= 0) return this.#end(this.#refused() ?? ending("upstream-closed", -got));
       if (got < room && !server.finished && !server.urgent) server.readable = false;
       this.#feed(into, start + got);
     }
+  }
+
+  /** The upstream has said no, and will say no more of why; null: it has not. */
+  #refused(): Ending | null {
+    const refusal = this.#handshake!.refusal;
+    return refusal === null ? null : failed(refusal, this.#upstream.trust);
+  }
+
+  #handshakeLate(): void {
+    const cause = this.#handshake!.asked ? "timeout" : "unknown";
+    this.#end(this.#refused() ?? ending("handshake-timeout", 0, "", cause));
   }
 
   /** Plays the machine over into[0, end) as far as it goes. */
@@ -1277,6 +1288,6 @@ function failed(failure: Failure, trust: Trust): Ending {
     case "refused":
       return ending("upstream-refused", failure.reply, "", causeOfReply(trust, failure.reply));
     case "status":
-      return ending("upstream-status", failure.status, "", causeOfStatus(trust, failure.status, 0));
+      return ending("upstream-status", failure.status, "", causeOfStatus(trust, failure.status, failure.errno));
   }
 }

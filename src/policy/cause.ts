@@ -29,12 +29,14 @@ const NETWORK_UNREACHABLE = 3;
 const HOST_UNREACHABLE = 4;
 const CONNECTION_REFUSED = 5;
 const TTL_EXPIRED = 6;
+const ADDRESS_TYPE_NOT_SUPPORTED = 8;
 const FORBIDDEN = 403;
 const GATEWAY_TIMEOUT = 504;
 
 /**
  * RFC 1928 section 6 and RFC 9110 section 15, taken at their word. 6, "TTL expired", is what
- * servers say of a timeout, for which there is no code. 502 and 503 say only that it failed.
+ * servers say of a timeout, for which there is no code; who says 8 has no
+ * way to a destination of this family. 502 and 503 say only that it failed.
  */
 const STANDARD: Trust = {
   replies: {
@@ -43,6 +45,7 @@ const STANDARD: Trust = {
     [HOST_UNREACHABLE]: "host-unreachable",
     [CONNECTION_REFUSED]: "refused",
     [TTL_EXPIRED]: "timeout",
+    [ADDRESS_TYPE_NOT_SUPPORTED]: "net-unreachable",
   },
   statuses: { [FORBIDDEN]: "not-allowed", [GATEWAY_TIMEOUT]: "timeout" },
   errnos: CAUSES,
@@ -50,7 +53,10 @@ const STANDARD: Trust = {
 
 const NOTHING: Trust = { replies: {}, statuses: {}, errnos: [] };
 
-/** By what `connect.trust` calls them. */
+/**
+ * By what `connect.trust` calls them. test/net/causes.test.ts measures what these programs say; of
+ * 3proxy and gost it is as their sources have it. Who only hangs up, as `ssh -D` does, needs none.
+ */
 export const PRESETS = {
   standard: STANDARD,
   nothing: NOTHING,
@@ -63,6 +69,8 @@ export const PRESETS = {
   "3proxy": { ...NOTHING, replies: { [NOT_ALLOWED]: "not-allowed" } },
   // 3 is every connection that failed.
   gost: { ...NOTHING, replies: { [NOT_ALLOWED]: "not-allowed" } },
+  // 504 is every connection that failed.
+  ncat: NOTHING,
   // 503 is nearly everything, but the errno stands beside it.
   squid: { replies: {}, statuses: { [FORBIDDEN]: "not-allowed" }, errnos: CAUSES },
   // 500 is every connection that failed.

@@ -30,12 +30,16 @@ export type Failure =
   | { readonly code: "auth-refused" }
   /** SOCKS: the reply code, RFC 1928 section 6. */
   | { readonly code: "refused"; readonly reply: number }
-  /** HTTP CONNECT: a status that is not 2xx. */
-  | { readonly code: "status"; readonly status: number };
+  /** HTTP CONNECT: a status that is not 2xx, and the errno that the proxy has named; 0: none. */
+  | { readonly code: "status"; readonly status: number; readonly errno: number };
 
 export interface Handshake {
   /** The most input that the machine can make the caller keep while it says "read". */
   readonly inputBytesMax: number;
+  /** The peer has refused, and how exactly is still on its way: this, should that not come. */
+  readonly refusal: Failure | null;
+  /** The peer has heard the request: should it say nothing, it is the destination that is silent. */
+  readonly asked: boolean;
   advance(input: Uint8Array, start: number, end: number, output: Uint8Array): Step;
 }
 

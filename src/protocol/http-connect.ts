@@ -2,21 +2,24 @@
  * The client's half of an HTTP CONNECT tunnel: RFC 9110 section 9.3.6, HTTP/1.1, Basic.
  *
  *     request -> STATUS --2xx--> HEADER -> finish
- *                  ^ |             |
- *                  | `-1xx------> HEADER (skipped)
+ *                  ^ |`-others-> HEADER, for the errno of X-Squid-Error -> fail
+ *                  | `-1xx-----> HEADER (skipped)
  *                  `---------------'
  *
  * A 2xx answer has no body whatever its header says: what comes after the empty line is the
- * tunnel's. Lines may end in a bare LF. The header's end is searched for once, in linear time.
+ * tunnel's. Lines may end in a bare LF. Each byte of the header is looked at once.
  */
 import { writeHostPort } from "./address.ts";
-import type { Credentials, Destination, Handshake, Step } from "./handshake.ts";
+import type { Credentials, Destination, Failure, Handshake, Step } from "./handshake.ts";
 
 /** The longest answer that we keep, interim answers included. Browsers and curl allow as much. */
 const INPUT_BYTES_MAX = 16 * 1024;
 
 const LF = 0x0a;
 const CR = 0x0d;
+const SPACE = 0x20;
+/** An errno ends at 4095 (MAX_ERRNO in <linux/err.h>). */
+const ERRNO_DIGITS_MAX = 4;
 /** How a status line must start. v: 0 or 1; n: a digit; the last is a space or the line's end. */
 const STATUS_LINE = "HTTP/1.v nnn ";
 const STATUS_AT = 9;
@@ -34,6 +37,7 @@ const VERSION_AND_HOST = ascii(" HTTP/1.1\r\nHost: ");
 const USER_AGENT = ascii("\r\nUser-Agent: transplice\r\n");
 const AUTHORIZATION = ascii("Proxy-Authorization: Basic ");
 const END_OF_LINE = ascii("\r\n");
+const SQUID_ERROR = ascii("x-squid-error:");
 const BASE64 = ascii("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
 
 /** Of user and password together; with them, the request still fits OUTPUT_BYTES_MAX. */
@@ -54,6 +58,10 @@ export class HttpConnect implements Handshake {
   #answer = 0;
   /** How much of the input is judged, from its start; it is never looked at again. */
   #scanned = 0;
+  /** Where the present line of the header starts, counted in the same way. */
+  #line = 0;
+  refusal: Failure | null = null;
+  readonly asked = true;
 
   /** User and password together may not be longer than CREDENTIALS_BYTES_MAX. */
   constructor(destination: Destination, credentials: Credentials | null) {
@@ -73,12 +81,13 @@ export class HttpConnect implements Handshake {
         if (failed !== null) return failed;
       }
       if (this.#state === STATUS || !this.#findEnd(input, start, inputEnd)) break;
+      if (this.refusal !== null) return { do: "fail", failure: this.refusal };
       if (this.#status >= 200) return { do: "finish", consumed: this.#scanned };
       this.#state = STATUS;
       this.#answer = this.#scanned;
     }
     if (inputEnd - start < INPUT_BYTES_MAX) return READ;
-    return { do: "fail", failure: { code: "too-long", bytesMax: INPUT_BYTES_MAX } };
+    return { do: "fail", failure: this.refusal ?? { code: "too-long", bytesMax: INPUT_BYTES_MAX } };
   }
 
   /** Goes on to HEADER once the status is there and good; else answers why not, or null. */
@@ -94,33 +103,55 @@ export class HttpConnect implements Handshake {
       if (place < STATUS_LINE.length - 1) continue;
       // The last byte is left to be read again: it may be the first line's end.
       this.#scanned = at - start;
+      this.#line = this.#answer;
       this.#state = HEADER;
       this.#status = 0;
       for (let i = STATUS_AT; i < STATUS_AT + 3; i++) {
         this.#status = this.#status * 10 + (input[line + i]! & 15);
       }
-      return judge(this.#status);
+      return this.#judge();
     }
     this.#scanned = end - start;
     return null;
   }
 
-  /** Whether the empty line is there; `#scanned` is then past it. */
+  /** Null: the header is still to be read. */
+  #judge(): Step | null {
+    const status = this.#status;
+    if (status >= 100 && status < 300 && status !== SWITCHING_PROTOCOLS) return null;
+    if (status === PROXY_AUTHENTICATION_REQUIRED || status === UNAUTHORIZED) {
+      return { do: "fail", failure: { code: "auth-refused" } };
+    }
+    this.refusal = { code: "status", status, errno: 0 };
+    return null;
+  }
+
+  /** Whether all is there that is wanted of the header; `#scanned` is then past it. */
   #findEnd(input: Uint8Array, start: number, end: number): boolean {
     for (let at = start + this.#scanned; at < end; at++) {
       if (input[at] !== LF) continue;
-      const next = at + 1 < end && input[at + 1] === CR ? at + 2 : at + 1;
-      if (next >= end) {
-        this.#scanned = at - start;
-        return false;
-      }
-      if (input[next] === LF) {
-        this.#scanned = next + 1 - start;
-        return true;
-      }
+      const line = start + this.#line;
+      const lineEnd = at > line && input[at - 1] === CR ? at - 1 : at;
+      this.#line = at + 1 - start;
+      if (lineEnd > line && !this.#namesErrno(input, line, lineEnd)) continue;
+      this.#scanned = this.#line;
+      return true;
     }
     this.#scanned = end - start;
     return false;
+  }
+
+  /** Of a refusal: the line says why, as Squid does ("X-Squid-Error: ERR_CONNECT_FAIL 111"). */
+  #namesErrno(input: Uint8Array, from: number, to: number): boolean {
+    const refusal = this.refusal;
+    if (refusal?.code !== "status" || !startsWith(SQUID_ERROR, input, from, to)) return false;
+    let at = to;
+    while (at > from && isDigit(input[at - 1]!)) at--;
+    if (at === to || to - at > ERRNO_DIGITS_MAX || input[at - 1] !== SPACE) return false;
+    let errno = 0;
+    for (; at < to; at++) errno = errno * 10 + (input[at]! & 15);
+    this.refusal = { ...refusal, errno };
+    return true;
   }
 
   #writeRequest(output: Uint8Array): number {
@@ -144,19 +175,24 @@ export class HttpConnect implements Handshake {
 function fits(byte: number, place: number): boolean {
   switch (STATUS_LINE[place]) {
     case "v": return byte === 0x30 || byte === 0x31;
-    case "n": return byte >= 0x30 && byte <= 0x39;
+    case "n": return isDigit(byte);
     default: break;
   }
   if (byte === STATUS_LINE.charCodeAt(place)) return true;
   return place === STATUS_LINE.length - 1 && (byte === CR || byte === LF);
 }
 
-/** Null: an interim answer or a success, whose header is still to be read. */
-function judge(status: number): Step | null {
-  if (status >= 100 && status < 300 && status !== SWITCHING_PROTOCOLS) return null;
-  const refused = status === PROXY_AUTHENTICATION_REQUIRED || status === UNAUTHORIZED;
-  return { do: "fail", failure: refused ? { code: "auth-refused" } : { code: "status", status } };
+/** Whether input[from, to) starts with `lower`, in whatever case. */
+function startsWith(lower: Uint8Array, input: Uint8Array, from: number, to: number): boolean {
+  if (to - from < lower.length) return false;
+  for (const [i, byte] of lower.entries()) {
+    const found = input[from + i]!;
+    if ((found >= 0x41 && found <= 0x5a ? found | 0x20 : found) !== byte) return false;
+  }
+  return true;
 }
+
+const isDigit = (byte: number): boolean => byte >= 0x30 && byte <= 0x39;
 
 function write(bytes: Uint8Array, output: Uint8Array, to: number): number {
   output.set(bytes, to);

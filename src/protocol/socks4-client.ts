@@ -22,9 +22,11 @@ const READ: Step = Object.freeze({ do: "read" });
 
 export class Socks4Client implements Handshake {
   readonly inputBytesMax = REPLY_BYTES;
+  readonly refusal = null;
+  readonly asked = true;
   readonly #destination: Destination;
   readonly #credentials: Credentials | null;
-  #asked = false;
+  #started = false;
 
   /** The destination is IPv4. Of the credentials the user is sent, which may hold no NUL. */
   constructor(destination: Destination, credentials: Credentials | null) {
@@ -33,8 +35,8 @@ export class Socks4Client implements Handshake {
   }
 
   advance(input: Uint8Array, start: number, end: number, output: Uint8Array): Step {
-    if (!this.#asked) {
-      this.#asked = true;
+    if (!this.#started) {
+      this.#started = true;
       return { do: "write", length: this.#writeRequest(output), consumed: 0 };
     }
     if (end - start < 2) return READ;

@@ -36,6 +36,7 @@ const REPLY = 3;
 
 export class Socks5Client implements Handshake {
   readonly inputBytesMax: number;
+  readonly refusal = null;
   readonly #destination: Destination;
   readonly #credentials: Credentials | null;
   readonly #pipelined: boolean;
@@ -49,6 +50,10 @@ export class Socks5Client implements Handshake {
     this.#credentials = credentials;
     this.#pipelined = pipelined;
     this.inputBytesMax = pipelined ? 2 * SHORT_REPLY_BYTES + REPLY_BYTES_MAX : REPLY_BYTES_MAX;
+  }
+
+  get asked(): boolean {
+    return this.#state === REPLY;
   }
 
   advance(input: Uint8Array, start: number, end: number, output: Uint8Array): Step {

@@ -54,6 +54,8 @@ export const NOWHERE = {
   noRoute: { 4: "203.0.113.161", 6: "2001:db8:dead:1::1" },
   /** The DMZ host itself knows better than to try: EHOSTUNREACH. */
   unreachable: { 4: "203.0.113.177", 6: "2001:db8:dead:2::1" },
+  /** The DMZ host itself may not: EACCES. */
+  prohibited: { 4: "203.0.113.225", 6: "2001:db8:dead:5::1" },
   /** A router of the internet says so: ICMP host unreachable; ICMPv6 no route, ENETUNREACH. */
   icmpUnreachable: { 4: "203.0.113.193", 6: "2001:db8:dead:3::1" },
   /** A firewall of the internet says so: ICMP administratively prohibited. */
@@ -94,6 +96,7 @@ export function dmz(net: Network): Host {
       void host.run("ip", [`${ip}`, "route", "add", how, `${where[family]}/${bits}`]);
     lead(proxy, "throw", NOWHERE.noRoute);
     lead(proxy, "unreachable", NOWHERE.unreachable);
+    lead(proxy, "prohibit", NOWHERE.prohibited);
     lead(internet, "unreachable", NOWHERE.icmpUnreachable);
     lead(internet, "prohibit", NOWHERE.icmpProhibited);
     proxy.ip(

@@ -9,6 +9,7 @@
  *                    2001:db8:2::1                     198.51.100.10  2001:db8:100::10
  *                    10.7.0.1  fd07::1                 and others of these networks
  *
+ * 198.51.100.99 and 2001:db8:100::99, port 82, are where no proxy lets anybody go.
  * 192.0.2.66 and 2001:db8:2::66 are black holes: what is sent there is never answered.
  */
 import { existsSync } from "node:fs";
@@ -27,6 +28,8 @@ export const PROXY = { 4: "192.0.2.2", 6: "2001:db8:2::2" } as const;
 export const RELAY = { 4: "192.0.2.1", 6: "2001:db8:2::1" } as const;
 export const LAN = { 4: "10.7.0.2", 6: "fd07::2" } as const;
 export const BLACK_HOLE = { 4: "192.0.2.66", 6: "2001:db8:2::66" } as const;
+export const DENIED = { 4: "198.51.100.99", 6: "2001:db8:100::99" } as const;
+export const DENIED_PORT = 82;
 export type Family = 4 | 6;
 /** Those that the kernel has. */
 export const FAMILIES: readonly Family[] = haveIPv6() ? [4, 6] : [4];

@@ -7,9 +7,11 @@
  */
 import { execFileSync } from "node:child_process";
 import { chmodSync, existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { BIN } from "../../bench/subjects.ts";
 import { connect, eventually, text } from "./actors.ts";
-import { PROXY } from "./network.ts";
+import { DENIED, DENIED_PORT, PROXY } from "./network.ts";
 import type { Process } from "./process.ts";
+import { MAIN, Relay } from "./relay.ts";
 import { type Host, PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
 
 export interface Account {
@@ -79,6 +81,8 @@ export const dante: Proxy = {
       user.unprivileged: root
       client pass { ${everybody} }
       client pass { ${everybodyIPv6} }
+      socks block { from: 0/0 to: ${DENIED[4]}/32 }
+      socks block { from: 0/0 to: ${DENIED[6]}/128 }
       socks pass { ${everybody} log: connect error }
       socks pass { ${everybodyIPv6} log: connect error }
     `,
@@ -110,6 +114,8 @@ http_access deny all`;
       `${files}/squid.conf`,
       `
 http_port ${text(address, port)}
+acl denied dst ${DENIED[4]} ${DENIED[6]}
+http_access deny denied
 ${access}
 cache deny all
 access_log stdio:${files}/access.log
@@ -133,9 +139,12 @@ export const tinyproxy: Proxy = {
   paths: ["/usr/bin/tinyproxy"],
   start(host, address, port, account) {
     const files = directory("tinyproxy");
+    writeFileSync(`${files}/filter`, `^${DENIED[4].replaceAll(".", "\\.")}\n^\\[?${DENIED[6]}\n`);
     writeFileSync(
       `${files}/tinyproxy.conf`,
       `
+Filter "${files}/filter"
+FilterExtended Yes
 Port ${port}
 Listen ${address}
 Timeout 600
@@ -145,6 +154,76 @@ ${account === null ? "" : `BasicAuth ${account.username} ${account.password}`}
 `,
     );
     return host.spawn("/usr/bin/tinyproxy", ["-d", "-c", `${files}/tinyproxy.conf`]);
+  },
+};
+
+/** Without a password, and without rules. */
+export const ncat: Proxy = {
+  scheme: "http",
+  program: "ncat",
+  paths: ["/usr/bin/ncat"],
+  start: (host, address, port) =>
+    host.spawn("/usr/bin/ncat", ["--listen", "--keep-open", "--proxy-type", "http", address, `${port}`]),
+};
+
+/** `ssh -D`, to an sshd on the same host. */
+export const sshD: Proxy = {
+  scheme: "socks5",
+  program: "ssh",
+  paths: ["/usr/sbin/sshd"],
+  start(host, address, port) {
+    const files = directory("ssh");
+    chmodSync(files, 0o700);
+    mkdirSync("/run/sshd", { recursive: true, mode: 0o755 });
+    for (const key of ["host", "user"])
+      execFileSync("ssh-keygen", ["-q", "-t", "ed25519", "-N", "", "-f", `${files}/${key}`]);
+    const server = [
+      "UsePAM=no", "StrictModes=no", "PermitRootLogin=yes", `AuthorizedKeysFile=${files}/user.pub`,
+      `PidFile=${files}/pid`, `HostKey=${files}/host`, "ListenAddress=127.0.0.1:22",
+    ];
+    const client = ["StrictHostKeyChecking=no", `UserKnownHostsFile=${files}/known`, "BatchMode=yes"];
+    const options = (all: readonly string[]): string => all.map((option) => `-o ${option}`).join(" ");
+    const dynamic = `-N -D ${text(address, port)} root@127.0.0.1`;
+    return host.spawn("sh", [
+      "-c",
+      `/usr/sbin/sshd -D -e -f /dev/null ${options(server)} &
+      until ssh -F none -i ${files}/user ${options(client)} ${dynamic}; do sleep 0.1; done`,
+    ], { title: "ssh" });
+  },
+};
+
+export const usocksd: Proxy = {
+  scheme: "socks5",
+  program: "usocksd",
+  paths: [`${BIN}usocksd`],
+  start(host, address, port) {
+    const files = directory("usocksd");
+    writeFileSync(
+      `${files}/usocksd.toml`,
+      `
+[incoming]
+port = ${port}
+addresses = ["${address}"]
+[outgoing]
+deny_ports = [${DENIED_PORT}]
+`,
+    );
+    return host.spawn(`${BIN}usocksd`, ["-f", `${files}/usocksd.toml`]);
+  },
+};
+
+/** Our own egress. */
+export const transplice: Proxy = {
+  scheme: "socks5",
+  program: "transplice",
+  paths: [MAIN],
+  start(host, address, port) {
+    const settings = {
+      incoming: { port, addresses: [address], metrics_port: 0 },
+      outgoing: { deny_networks: [DENIED[4], DENIED[6]], allow_private: true },
+      timeouts: { dial: "20s" },
+    };
+    return Relay.spawn(host, settings).process;
   },
 };
 

@@ -146,7 +146,7 @@ test("Go's wildcards are one dual-stack socket", () => {
 
 const LISTEN = '"IP:PORT", "[IPv6]:PORT", "localhost:PORT", or ":PORT" for all addresses; ports from 1 to 65535';
 const TRUST =
-  '"standard", "nothing", "transplice", "dante", "microsocks", "usocksd", "3proxy", "gost", "squid" or "tinyproxy"; or an array of "refused", "host-unreachable", "net-unreachable", "not-allowed" or "timeout"';
+  '"standard", "nothing", "transplice", "dante", "microsocks", "usocksd", "3proxy", "gost", "ncat", "squid" or "tinyproxy"; or an array of "refused", "host-unreachable", "net-unreachable", "not-allowed" or "timeout"';
 const DIAL = 'a duration such as "10s" or "1m30s" (h, m, s, ms), from 10ms to 1h';
 
 /** What stands after proxy_url in line 1, and what is said about it. */
@@ -259,6 +259,7 @@ test("[[relays]]: further listeners, each with its upstream", () => {
 ${URL_LINE}[[relays]]
 listen = "127.0.0.1:2"
 proxy_url = "http://10.0.0.2:3128"
+trust = "squid"
 [[relays]]
 listen = ["127.0.0.1:3", "[::1]:3"]
 proxy_url = "socks4://u@10.0.0.3:1080"`);
@@ -266,6 +267,7 @@ proxy_url = "socks4://u@10.0.0.3:1080"`);
     config.relays.map(({ listen, upstream: to }) => [listen.map(({ text }) => text), to.kind === "direct" ? "" : to.text]),
     [[["127.0.0.1:2"], "http://10.0.0.2:3128"], [["127.0.0.1:3", "[::1]:3"], "socks4://10.0.0.3:1080"]],
   );
+  assert.deepEqual(config.relays.map(({ trust }) => trust), [PRESETS.squid, null]);
   const cases: [string, string][] = [
     ["[[relays]]", 't.toml:2: relays: listen and proxy_url missing; for example: listen = "localhost:1082" and proxy_url = "http://10.20.30.41:3128"'],
     ["[relays]\nlisten = 1", "t.toml:2: relays: found one table, [relays]; allowed: an array of tables, [[relays]]"],

@@ -27,6 +27,7 @@ const NOT_HTTP = {
     code: "malformed", detail: "the answer does not start with an HTTP/1 status line",
   },
 } as const;
+const refused = (status: number, errno = 0) => ({ failure: { code: "status", status, errno } }) as const;
 const TOO_LONG = { failure: { code: "too-long", bytesMax: LIMIT } } as const;
 
 /** What comes of one answer to the plain request. */
@@ -114,15 +115,40 @@ describe("HttpConnect: success", () => {
 });
 
 describe("HttpConnect: failure", () => {
-  it("is a status that is not 2xx, known from the first line", () => {
+  it("is a status that is not 2xx, once the header is there", () => {
     for (const status of [101, 300, 302, 400, 403, 404, 500, 502, 503, 504, 999]) {
-      answered(`HTTP/1.1 ${status} No\r\nContent-Length: 3\r\n\r\nabc`, {
-        failure: { code: "status", status },
-      });
-      answered(`HTTP/1.0 ${status}\n`, { failure: { code: "status", status } });
+      answered(`HTTP/1.1 ${status} No\r\nContent-Length: 3\r\n\r\nabc`, refused(status));
+      answered(`HTTP/1.0 ${status}\n\n`, refused(status));
     }
-    answered("HTTP/1.1 000 ", { failure: { code: "status", status: 0 } });
-    answered("HTTP/1.1 100 \r\n\r\nHTTP/1.1 503 ", { failure: { code: "status", status: 503 } });
+    answered("HTTP/1.1 000 \n\n", refused(0));
+    answered("HTTP/1.1 100 \r\n\r\nHTTP/1.1 503 \r\n\r\n", refused(503));
+  });
+  it("is known from the first line, should the rest not come", () => {
+    const machine = connect()();
+    const output = new Uint8Array(OUTPUT_BYTES_MAX);
+    machine.advance(new Uint8Array(0), 0, 0, output);
+    const answer = bytesOf("HTTP/1.1 503 Service Unavailable\r\nX-Squid-Error: ERR_CONNECT_FAIL 111");
+    for (let end = 1; end <= answer.length; end++) {
+      assert.equal(machine.advance(answer, 0, end, output).do, "read");
+      assert.deepEqual(machine.refusal, end < "HTTP/1.1 503 ".length ? null : refused(503).failure);
+    }
+  });
+  it("has an errno where the proxy names one, as Squid does", () => {
+    const squid = (line: string) => `HTTP/1.1 503 Service Unavailable\r\nServer: squid\r\n${line}\r\nVary: x\r\n\r\n`;
+    answered(squid("X-Squid-Error: ERR_CONNECT_FAIL 111"), refused(503, 111));
+    answered(squid("x-squid-error:ERR_CONNECT_FAIL 101"), refused(503, 101));
+    answered("HTTP/1.1 503\nX-Squid-Error: 113\n\n", refused(503, 113));
+    for (const line of [
+      "X-Squid-Error: ERR_DNS_FAIL 0", "X-Squid-Error: ERR_CONNECT_FAIL", "X-Squid-Error: ERR_CONNECT_FAIL 12345",
+      "X-Squid-Error: ERR_CONNECT_FAIL111", "X-Squid-Error: 111 ", "X-Squid-Error:", "X-Squid-Err: X 111",
+      " X-Squid-Error: X 111", "Via: X-Squid-Error: X 111", "X-Squid-Error: ERR_CONNECT_FAIL -111",
+    ]) answered(squid(line), refused(503));
+    // In the header of an interim answer, or of a success, it says nothing.
+    answered("HTTP/1.1 100\r\nX-Squid-Error: X 111\r\n\r\nHTTP/1.1 503\r\n\r\n", refused(503));
+    answered("HTTP/1.1 200\r\nX-Squid-Error: X 111\r\n\r\n", { do: "finish" });
+  });
+  it("is itself, however long its header", () => {
+    answered(`HTTP/1.1 502 No\r\n${"A: b\r\n".repeat(3000)}`, refused(502));
   });
   it("is 407 for the credentials, or 401", () => {
     for (const status of [401, 407]) {
@@ -160,6 +186,7 @@ describe("HttpConnect: unfinished", () => {
     for (const text of [
       `HTTP/1.1 200 OK\r\n${"A: b\r\n".repeat(1000)}`, `HTTP/1.1 200 OK\n${"\r".repeat(5000)}`,
       `HTTP/1.1 200 OK\r\n${"\n\r\r".repeat(1000)}`, "HTTP/1.1 100 Continue\r\n\r\n".repeat(300),
+      `HTTP/1.1 503 No\r\n${"A: b\r\n".repeat(1000)}`,
     ]) {
       let looks = 0;
       const bytes = bytesOf(text);
@@ -181,7 +208,8 @@ describe("HttpConnect: whatever comes", () => {
   const piece = fc.oneof(
     fc.constantFrom("HTTP/1.1 200 OK\r\n", "HTTP/1.0 200\n", "\r\n", "\n"),
     { weight: 3, arbitrary: fc.constantFrom("\r\n", "\n", "HTTP/1.1 200\r\n") },
-    fc.constantFrom("HTTP/1.1 100 \r\n\r\n", "HTTP/1.1 407 x\r\n", "HTTP/"),
+    fc.constantFrom("HTTP/1.1 100 \r\n\r\n", "HTTP/1.1 407 x\r\n", "HTTP/1.1 503 x\r\n", "HTTP/"),
+    fc.constantFrom("X-Squid-Error: X 111\r\n", "X-Squid-Error: ", "113"),
     { weight: 2, arbitrary: fc.constantFrom("A: b\r\n", "\r", " ", "x".repeat(6000)) },
     fc.string(),
   );
