@@ -22,6 +22,7 @@ export const EPIPE = 32;
 export const EPROTO = 71;
 export const ENOTSOCK = 88;
 export const ENOPROTOOPT = 92;
+export const EPROTONOSUPPORT = 93;
 export const EOPNOTSUPP = 95;
 export const EAFNOSUPPORT = 97;
 export const EADDRINUSE = 98;
@@ -69,16 +70,18 @@ export const IPV6_HDRINCL = 36;
 export const IPV6_TRANSPARENT = 75;
 export const IP6T_SO_ORIGINAL_DST = 80;
 
-// netlink(7), rtnetlink(7)
+// netlink(7), rtnetlink(7), sock_diag(7)
 export const AF_NETLINK = 16;
 export const SOCK_RAW = 3;
 export const NETLINK_ROUTE = 0;
+export const NETLINK_SOCK_DIAG = 4;
 export const SOL_NETLINK = 270;
 export const NETLINK_GET_STRICT_CHK = 12;
 export const NLM_F_REQUEST = 0x1;
 export const NLM_F_DUMP = 0x300;
 export const NLMSG_ERROR = 2;
 export const NLMSG_DONE = 3;
+export const SOCK_DIAG_BY_FAMILY = 20;
 export const RTM_NEWROUTE = 24;
 export const RTM_GETROUTE = 26;
 export const RTA_DST = 1;
@@ -90,6 +93,9 @@ export const RTMGRP_IPV6_IFADDR = 0x100;
 
 // tcp(7)
 export const SOL_TCP = 6;
+export const IPPROTO_TCP = 6;
+export const TCP_FIN_WAIT1 = 4;
+export const TCP_FIN_WAIT2 = 5;
 export const TCP_NODELAY = 1;
 export const TCP_KEEPIDLE = 4;
 export const TCP_KEEPINTVL = 5;

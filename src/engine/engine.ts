@@ -28,6 +28,7 @@ import { Loop, type Source, type Task } from "./loop.ts";
 import { Loops } from "./loops.ts";
 import { LIFETIME, metersRow, TURN_TIME } from "./meters.ts";
 import { type NameAnswer, NameCache } from "./names.ts";
+import { Orphans } from "./orphans.ts";
 import { Outgoing } from "./outgoing.ts";
 import { Buffers, Pipes } from "./pools.ts";
 import { type Quota, Quotas } from "./quota.ts";
@@ -117,6 +118,7 @@ export class Engine {
   readonly buffers: Buffers;
   readonly ledger: Ledger;
   readonly loops: Loops;
+  readonly orphans: Orphans;
   readonly admission: Admission;
   readonly names: NameCache;
   readonly racers: Racers;
@@ -184,6 +186,7 @@ export class Engine {
     this.counters[ROWS_USED] = 0;
     this.meters = metersRow(shared.meters, worker);
     this.loops = new Loops(shared.loops, sys, this.owner);
+    this.orphans = new Orphans(sys, this.ledger, this.owner);
     this.table = new Table(sys, options.own.rows, options.own.texts);
     this.rows = this.table.memory;
     this.#journal = new Journal(options.own.journal);

@@ -79,6 +79,10 @@ const RACE_MS = 250;
 const RACERS_MOST = 3;
 /** What SOCKS5 would reply: RFC 1928 section 6. */
 const ADDRESS_TYPE_NOT_SUPPORTED = 8;
+/** A client that has said FIN may be gone: asked at once, then after this time, four times it, ... */
+const LEFT_LOOK_MS = 10;
+/** ... and in the end so often. */
+const LEFT_LOOK_MOST_MS = 1000;
 /** Main has its own deadline for a name; this is for the way there and back. */
 const ANSWER_MS = 1000;
 const NO_RACERS: Racer[] = [];
@@ -144,6 +148,9 @@ export class Session implements Task, Waiter, FrontHost {
   #downFinPassed = false;
   #tuned = false;
   #unacked = 0;
+  /** When it is next to be asked whether a client that has said FIN is gone, and how long after. */
+  #leftLookMs = 0;
+  #leftStepMs = 0;
 
   // Its deadline: when it is due, and when the wheel will ask, which may be sooner.
   #dueMs = 0;
@@ -213,6 +220,8 @@ export class Session implements Task, Waiter, FrontHost {
     this.#upFinPassed = false;
     this.#downFinPassed = false;
     this.#tuned = false;
+    this.#leftLookMs = 0;
+    this.#leftStepMs = LEFT_LOOK_MS;
     this.client.reset(fd);
     this.#upFlow?.reset();
     this.#downFlow?.reset();
@@ -271,6 +280,7 @@ export class Session implements Task, Waiter, FrontHost {
         : Math.min(this.#dueMs, this.#startedMs + TUNE_AFTER_MS);
       return this.#askedMs;
     }
+    if ((this.#phase === DIAL || this.#phase === UPSTREAM) && this.#clientLeft()) return -1;
     if (nowMs >= this.#dueMs) {
       if (this.#phase === DIAL) {
         this.#dialDue();
@@ -885,23 +895,46 @@ export class Session implements Task, Waiter, FrontHost {
   }
 
   /**
-   * While the upstream is not ready, a client that goes away ends the attempt: by a reset, or by a
-   * FIN before it has sent a byte. One that has sent something and then FIN awaits its answer.
+   * While the upstream is not ready, a client that has gone ends the attempt. A reset says so. FIN
+   * does not: it may have said all that it has to say, and await the answer.
    */
   #clientLeft(): boolean {
     const { client } = this;
-    if (!client.finished && !client.broken) return false;
     if (!client.broken) {
-      if (this.#upFlow !== null && this.#upFlow.held > 0) return false;
-      // What stands behind a login that is being verified is still to be read.
-      if (this.#fronted && this.#front!.holds) return false;
-      const { sys, scratch } = this.#engine;
-      const result = sys.recv(client.fd, scratch, 0, 1, MSG_PEEK);
-      if (result > 0 || result === -EAGAIN || result === -EINTR) return false;
-      client.errno = -result;
+      if (!client.finished) return false;
+      if (this.#fronted ? !this.#saysNoMore() : !this.#isOrphan()) return false;
     }
     this.#end(ending("client-left", client.errno));
     return true;
+  }
+
+  /** A SOCKS client says FIN in front of "granted", and has said nothing for its destination. */
+  #saysNoMore(): boolean {
+    if (this.#upFlow !== null && this.#upFlow.held > 0) return false;
+    // What stands behind a login that is being verified is still to be read.
+    if (this.#front!.holds) return false;
+    const { sys, scratch } = this.#engine;
+    const result = sys.recv(this.client.fd, scratch, 0, 1, MSG_PEEK);
+    if (result > 0 || result === -EAGAIN || result === -EINTR) return false;
+    this.client.errno = -result;
+    return true;
+  }
+
+  /**
+   * Nobody waits for an answer any more: known of programs of this host alone. A program that goes
+   * on waiting, and then goes, sends nothing more; so the question is repeated.
+   */
+  #isOrphan(): boolean {
+    const { rows, own, orphans, nowMs } = this.#engine;
+    const client = this.row + CLIENT;
+    if (!own.isLocal(rows.bytes, client)) return false;
+    if (nowMs >= this.#leftLookMs) {
+      if (orphans.has(rows.bytes, client, rows.bytes, this.row + DESTINATION)) return true;
+      this.#leftLookMs = nowMs + this.#leftStepMs;
+      this.#leftStepMs = Math.min(4 * this.#leftStepMs, LEFT_LOOK_MOST_MS);
+    }
+    this.#askBy(Math.min(this.#leftLookMs, this.#dueMs));
+    return false;
   }
 
   // ---- granted: a connection that is only asked for may be made
@@ -1225,9 +1258,14 @@ export class Session implements Task, Waiter, FrontHost {
     };
   }
 
-  /** The deadline is now `atMs`. The wheel is told only if it would ask too late. */
+  /** The deadline is now `atMs`. */
   #wait(atMs: number): void {
     this.#dueMs = atMs;
+    this.#askBy(atMs);
+  }
+
+  /** The wheel is told only if it would ask too late. */
+  #askBy(atMs: number): void {
     if (atMs >= this.#askedMs && this.bucket >= 0) return;
     this.#askedMs = atMs;
     this.#engine.timeouts.start(this, atMs);

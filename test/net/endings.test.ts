@@ -5,7 +5,7 @@
  */
 import { strict as assert } from "node:assert";
 import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
-import { BLACK_HOLE, PROXY, SERVER } from "./network.ts";
+import { BLACK_HOLE, FAMILIES, PROXY, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { assertReset, curl } from "./web.ts";
@@ -228,6 +228,83 @@ scenario(
   },
 );
 
+// To be silent and at an end is not to be gone: the answer may be all that is wanted.
+for (const mode of ["redirect", "tproxy"] as const) {
+  for (const from of ["local", "routed"] as const) {
+    for (const family of FAMILIES) {
+      scenario(
+        `${mode}, ${from}, IPv${family}: a client that ends without a word hears who speaks first`,
+        async (stage) => {
+          for (const protocol of PROTOCOLS) {
+            stage.intercept({ mode, from, port: 1081 });
+            let grant!: () => void;
+            const waits = new Promise<void>((resolve) => {
+              grant = resolve;
+            });
+            const upstream = stage.upstream({ protocol, waits });
+            const routed = mode === "redirect" && from === "routed";
+            const relay = await stage.relay({
+              listen: routed ? ["10.7.0.1:1081", "[fd07::1]:1081"] : "localhost:1081",
+              proxy_url: upstream.url(),
+              mode,
+              workers: 1,
+            });
+            const host = stage.net[from === "local" ? "relay" : "lan"];
+            const client = await connect(host, SERVER[family], 80);
+            client.finish();
+            await eventually("the upstream is asked", () => upstream.requests.length === 1);
+            await sleep(1_500);
+            assert.equal(client.end, null, "it was given up");
+            grant();
+            const { peer } = await upstream.accept();
+            assert.deepEqual(await peer.rest(), { data: Buffer.alloc(0), end: "fin" });
+            peer.finish("220 welcome");
+            assert.deepEqual(await client.rest(), { data: Buffer.from("220 welcome"), end: "fin" });
+            assert.equal((await relay.ended(text(SERVER[family], 80))).reason, "finished");
+            await stage.end();
+          }
+        },
+      );
+    }
+  }
+}
+
+scenario("ncat with nothing to say hears a server that is reached late", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081, exceptMark: 7 });
+  const greet = (peer: Peer): void => void peer.finish("220 welcome\n");
+  const server = stage.listen(stage.net.internet, SERVER[4], 80, greet);
+  await stage.relay({ listen: "localhost:1081", proxy_url: "direct:", mark: 7, workers: 1 });
+  // As a black hole, until ncat has said FIN; then SYN is sent again, after a second.
+  const { relay } = stage.net;
+  relay.ip("neighbour replace 192.0.2.3 lladdr 02:00:00:00:00:66 dev wan nud permanent");
+  let hidden = true;
+  const show = (): void => {
+    if (hidden) relay.ip("neighbour delete 192.0.2.3 dev wan");
+    hidden = false;
+  };
+  stage.finally(show);
+  const ncat = stage.spawn(relay, "ncat", SERVER[4], "80");
+  await eventually("ncat has said FIN", () =>
+    relay.run("ss", ["-Htn", "state", "close-wait", "( sport = :1081 )"]).includes(":1081"),
+  );
+  assert.equal(server.peers.length, 0);
+  show();
+  assert.equal((await ncat.exited).code, 0);
+  assert.equal(ncat.output, "220 welcome\n");
+});
+
+/** How a client goes. Of the last one nothing is to be seen when it goes: it has said FIN before. */
+const LEAVING: Record<string, (client: Peer) => Promise<void> | void> = {
+  "resets its connection": (client) => client.reset(),
+  "closes its connection": (client) => client.destroy(),
+  "speaks and closes its connection": (client) => void client.finish("hello?").destroy(),
+  "half-closes its connection, and closes it later": async (client) => {
+    client.finish();
+    await sleep(1_500);
+    client.destroy();
+  },
+};
+
 const SILENCES: { script: Script; title: string }[] = [
   { title: "SOCKS5, after the connection", script: { protocol: "socks5", silentAt: "accept" } },
   { title: "SOCKS5, after the greeting", script: { protocol: "socks5", silentAt: "greeting" } },
@@ -278,17 +355,19 @@ for (const { title, script } of SILENCES) {
     assert.match(JSON.stringify(failed), /handshake|time/);
   });
 
-  scenario(`a client that leaves a silent upstream (${title}) ends the attempt`, async (stage) => {
-    const it = await setting(stage, script, { timeouts: { handshake: "60s" } });
-    const idleFds = it.relay.process.fds();
-    const client = await newClient(stage);
-    await eventually("the upstream is asked", () => it.upstream.peers.length === 1);
-    await sleep(100);
-    client.reset();
-    await eventually("the upstream sees the end", () => it.upstream.peers[0]!.end !== null);
-    await eventually("all is given back", () => it.relay.process.fds() <= idleFds);
-    assert.equal((await it.relay.ended(DESTINATION)).reason, "client-left");
-  });
+  for (const [how, leave] of Object.entries(LEAVING)) {
+    scenario(`a client that ${how} ends the attempt (${title})`, async (stage) => {
+      const it = await setting(stage, script, { timeouts: { handshake: "60s" } });
+      const idleFds = it.relay.process.fds();
+      const client = await newClient(stage);
+      await eventually("the upstream is asked", () => it.upstream.peers.length === 1);
+      await sleep(100);
+      await leave(client);
+      await eventually("the upstream sees the end", () => it.upstream.peers[0]!.end !== null);
+      await eventually("all is given back", () => it.relay.process.fds() <= idleFds);
+      assert.equal((await it.relay.ended(DESTINATION)).reason, "client-left");
+    });
+  }
 }
 
 for (const family of [4, 6] as const) {
@@ -314,20 +393,25 @@ for (const family of [4, 6] as const) {
   });
 }
 
-scenario("a client that leaves while the upstream is dialled ends the attempt", async (stage) => {
-  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  const relay = await stage.relay({
-    listen: "localhost:1081",
-    proxy_url: `socks5://${text(BLACK_HOLE[4], 1080)}`,
-    workers: 1,
-    timeouts: { dial: "60s" },
-  });
-  const idleFds = relay.process.fds();
-  const client = await newClient(stage);
-  await eventually("it is being dialled", () => relay.process.fds() === idleFds + 2);
-  client.reset();
-  await eventually("all is given back", () => relay.process.fds() === idleFds);
-});
+for (const family of FAMILIES) {
+  for (const [how, leave] of Object.entries(LEAVING)) {
+    scenario(`IPv${family}: a client that ${how} ends the dial`, async (stage) => {
+      stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+      const relay = await stage.relay({
+        listen: "localhost:1081",
+        proxy_url: `socks5://${text(BLACK_HOLE[family], 1080)}`,
+        workers: 1,
+        timeouts: { dial: "60s" },
+      });
+      const idleFds = relay.process.fds();
+      const client = await connect(stage.net.relay, SERVER[family], 80);
+      await eventually("it is being dialled", () => relay.process.fds() === idleFds + 2);
+      await leave(client);
+      await eventually("all is given back", () => relay.process.fds() === idleFds);
+      assert.equal((await relay.ended(text(SERVER[family], 80))).reason, "client-left");
+    });
+  }
+}
 
 scenario("a refused upstream is a reset at once", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });

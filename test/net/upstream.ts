@@ -37,6 +37,8 @@ export interface Script {
   banner?: string;
   /** Speaks one byte at a time. */
   trickle?: boolean;
+  /** It grants no sooner than that. */
+  waits?: Promise<void>;
   /** Connects to what was asked for, and relays. */
   dials?: boolean;
   /** Told of each request. */
@@ -107,6 +109,7 @@ export class Upstream {
       peer.finish(this.#reply(refusal));
       return;
     }
+    await script.waits;
     if (script.dials === true) {
       await this.#dial(peer, request);
       return;

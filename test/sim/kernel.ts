@@ -11,14 +11,16 @@
 import {
   EADDRINUSE, EADDRNOTAVAIL, EAGAIN, ECONNABORTED, EEXIST, EINPROGRESS, EINTR, EINVAL, EMFILE,
   ENETDOWN, ENETUNREACH, ENFILE, ENOBUFS, ENOENT, ENOMEM, ENOPROTOOPT, ENOSPC, ENOTCONN, EPERM,
-  EPIPE, AF_INET, EPOLL_CTL_ADD, EPOLL_CTL_DEL, EPOLL_CTL_MOD, EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE,
-  EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, F_GETPIPE_SZ, F_SETPIPE_SZ, IP_FREEBIND, IP_TRANSPARENT,
-  IPV6_TRANSPARENT, MSG_OOB, MSG_PEEK, MSG_TRUNC, O_NONBLOCK, SHUT_RD, SHUT_WR, SIOCOUTQ, SO_ERROR,
-  SO_OOBINLINE, SO_ORIGINAL_DST, SO_REUSEPORT, SOCK_NONBLOCK, SOL_IP, SOL_IPV6, SOL_SOCKET,
+  EPIPE, EPROTONOSUPPORT, AF_INET, AF_INET6, AF_NETLINK, EPOLL_CTL_ADD, EPOLL_CTL_DEL,
+  EPOLL_CTL_MOD, EPOLL_EVENT_DATA, EPOLL_EVENT_SIZE, EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT,
+  F_GETPIPE_SZ, F_SETPIPE_SZ, IP_FREEBIND, IP_TRANSPARENT, IPPROTO_TCP, IPV6_TRANSPARENT, MSG_OOB,
+  MSG_PEEK, MSG_TRUNC, NETLINK_SOCK_DIAG, NLM_F_REQUEST, NLMSG_ERROR, O_NONBLOCK, SHUT_RD, SHUT_WR,
+  SIOCOUTQ, SO_ERROR, SO_OOBINLINE, SO_ORIGINAL_DST, SO_REUSEPORT, SOCK_DIAG_BY_FAMILY,
+  SOCK_NONBLOCK, SOL_IP, SOL_IPV6, SOL_SOCKET, TCP_FIN_WAIT2,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import { Random } from "./random.ts";
-import { type Address, Network, type NetworkOptions, Tcp } from "./tcp.ts";
+import { type Address, nameOf, Network, type NetworkOptions, Tcp } from "./tcp.ts";
 
 export interface KernelOptions extends NetworkOptions {
   readonly seed: number;
@@ -49,6 +51,8 @@ export interface KernelOptions extends NetworkOptions {
   readonly portless: readonly string[];
   /** Addresses that the host has not: bound only by IP_FREEBIND. */
   readonly absent: (bytes: Uint8Array) => boolean;
+  /** It was built with sock_diag(7). */
+  readonly sockDiag: boolean;
 }
 
 /** Nothing hostile: for comparing with the real kernel. */
@@ -57,10 +61,11 @@ export const BENIGN: KernelOptions = {
   lateChance: 0, spuriousChance: 0, interruptChance: 0, preemptionChance: 0, atOnceChance: 1,
   widePipes: 1000, pipeBytesMax: 1 << 20, latencyUs: [10, 10], sendBuffer: [1 << 18, 1 << 18],
   receiveBuffer: [1 << 17, 1 << 17], segmentBytesMax: 65536,
-  portless: [], absent: () => false,
+  portless: [], absent: () => false, sockDiag: true,
 };
 
 const PAGE = 4096;
+const TCP_ESTABLISHED = 1;
 const PIPE_PAGES = 16;
 const NARROW_PIPE_PAGES = 2;
 /** Standard input, output and error. */
@@ -68,7 +73,7 @@ const FIRST_FD = 3;
 /** So many calls on end without any effect are a loop that eats the CPU. */
 const IDLE_CALLS_MAX = 10_000;
 
-type File = SocketFile | PipeEnd | EventFile | EpollFile;
+type File = SocketFile | PipeEnd | EventFile | EpollFile | DiagFile;
 
 interface SocketFile {
   readonly kind: "socket";
@@ -96,6 +101,13 @@ interface PipeEnd {
 interface EventFile {
   readonly kind: "eventfd";
   count: number;
+  readonly watches: Watch[];
+}
+
+/** A netlink socket for sock_diag(7): the kernel answers within send(2). */
+interface DiagFile {
+  readonly kind: "sock_diag";
+  answer: Uint8Array | null;
   readonly watches: Watch[];
 }
 
@@ -246,6 +258,7 @@ export class SimulatedKernel implements Syscalls {
         for (const watch of file.byFd.values()) remove(watch.file.watches, watch);
         break;
       case "eventfd":
+      case "sock_diag":
         break;
     }
     return this.#effect(0);
@@ -258,11 +271,16 @@ export class SimulatedKernel implements Syscalls {
 
   // Sockets.
 
-  socket(domain: number, type: number, _protocol: number): Result {
+  socket(domain: number, type: number, protocol: number): Result {
     this.#enter();
     if ((type & SOCK_NONBLOCK) === 0) fail("a blocking socket");
     const fault = this.#fault("socket", [EMFILE, ENFILE, ENOBUFS, ENOMEM]);
     if (fault < 0) return fault;
+    if (domain === AF_NETLINK) {
+      if (protocol !== NETLINK_SOCK_DIAG) fail(`netlink ${protocol} is not simulated`);
+      if (!this.options.sockDiag) return -EPROTONOSUPPORT;
+      return this.#open({ kind: "sock_diag", answer: null, watches: [] });
+    }
     return this.#open(this.#makeSocket(new Tcp(this.network), domain, new Map(), false));
   }
 
@@ -419,6 +437,14 @@ export class SimulatedKernel implements Syscalls {
 
   recv(fd: number, into: Memory, at: number, length: number, flags: number): Result {
     this.#enter();
+    const file = this.#file(fd);
+    if (file.kind === "sock_diag") {
+      const { answer } = file;
+      if (answer === null) return -EAGAIN;
+      file.answer = null;
+      into.bytes.set(answer.subarray(0, length), at);
+      return this.#effect(Math.min(answer.length, length));
+    }
     const { tcp } = this.#socket(fd);
     const discard = (flags & MSG_TRUNC) !== 0;
     if (length <= 0) fail("recv() of nothing answers 0, like an end");
@@ -454,6 +480,11 @@ export class SimulatedKernel implements Syscalls {
 
   send(fd: number, from: Memory, at: number, length: number, flags: number): Result {
     this.#enter();
+    const file = this.#file(fd);
+    if (file.kind === "sock_diag") {
+      file.answer = this.#diagnose(from.bytes.slice(at, at + length));
+      return this.#effect(length);
+    }
     const { tcp } = this.#socket(fd);
     if (length < 0 || at + length > from.bytes.length) fail("send() past the end of the memory");
     // Of nothing: only says what is wrong with the connection, if anything is.
@@ -465,6 +496,40 @@ export class SimulatedKernel implements Syscalls {
     }
     const sent = tcp.send(from.bytes, at, some, some === length && (flags & MSG_OOB) !== 0);
     return sent > 0 ? this.#effect(sent) : sent;
+  }
+
+  /**
+   * A struct inet_diag_req_v2 behind its nlmsghdr, and what inet_diag_dump_one_icsk() answers, as
+   * far as it is known here: the state of a socket that has said FIN, and whether it has an inode.
+   */
+  #diagnose(request: Uint8Array): Uint8Array {
+    const asked = new DataView(request.buffer);
+    if (request.length !== 72 || asked.getUint32(0, true) !== 72) fail("no inet_diag_req_v2");
+    const oneSocket = asked.getUint16(4, true) === SOCK_DIAG_BY_FAMILY;
+    if (!oneSocket || asked.getUint16(6, true) !== NLM_F_REQUEST) fail("not about one socket");
+    const [family, protocol] = [request[16]!, request[17]!];
+    if ((family !== AF_INET && family !== AF_INET6) || protocol !== IPPROTO_TCP) fail("not about TCP");
+    if (!request.subarray(64, 72).every((byte) => byte === 0xff)) fail("a question with a cookie");
+    const size = family === AF_INET ? 4 : 16;
+    const [from, to] = [[24, 28], [26, 44]].map(([port, address]) =>
+      nameOf({ bytes: request.subarray(address!, address! + size), port: asked.getUint16(port!) }));
+    const isAsked = (tcp: Tcp): boolean =>
+      tcp.local !== null && nameOf(tcp.local) === from && tcp.remote !== null && nameOf(tcp.remote) === to;
+    const found = this.#files
+      .flatMap((file) => (file?.kind === "socket" ? [file.tcp, file.tcp.peer] : []))
+      .find((tcp) => tcp !== null && isAsked(tcp) && !tcp.wasReset && !tcp.hasReset);
+    const answer = new Uint8Array(found ? 88 : 36);
+    const view = new DataView(answer.buffer);
+    view.setUint32(0, answer.length, true);
+    view.setUint16(4, found ? SOCK_DIAG_BY_FAMILY : NLMSG_ERROR, true);
+    if (!found) {
+      view.setInt32(16, -ENOENT, true);
+      return answer;
+    }
+    const orphan = found.closedAtUs !== Infinity;
+    answer.set([family, found.hasFinished ? TCP_FIN_WAIT2 : TCP_ESTABLISHED], 16);
+    view.setUint32(84, orphan ? 0 : 4711, true);
+    return answer;
   }
 
   read(fd: number, into: Memory, at: number, length: number): Result {
@@ -723,6 +788,8 @@ export class SimulatedKernel implements Syscalls {
         );
       case "epoll":
         return file.ready.length > 0 ? EPOLLIN : 0;
+      case "sock_diag":
+        return (file.answer === null ? 0 : EPOLLIN) | EPOLLOUT;
     }
   }
 

@@ -13,9 +13,9 @@ import type { Settings } from "../../src/engine/route.ts";
 import type { Role } from "../../src/engine/session.ts";
 import { exactly } from "../../src/policy/network.ts";
 import { Application, drawConversation, type Login, ProxyFront, type Script } from "./peers.ts";
-import { type Address, type Route, Tcp } from "./tcp.ts";
+import { type Address, nameOf, type Route, Tcp } from "./tcp.ts";
 import {
-  describeEnd, type Ended, type Fate, ipv6, LATE_MS, nameOf, PATIENCE, sockaddr, World,
+  describeEnd, type Ended, type Fate, ipv6, LATE_MS, PATIENCE, sockaddr, World,
 } from "./world.ts";
 
 interface Tunnel {
@@ -34,6 +34,12 @@ const SHORTAGES: readonly number[] = [
   EADDRNOTAVAIL, EMFILE, ENFILE, ENOBUFS, ENOMEM, ENOSPC,
 ];
 
+/** Where clients come from. */
+const CLIENTS = [Uint8Array.of(10, 0, 0, 1), new Uint8Array(16).fill(1)];
+
+/** So often the kernel is asked whether a client is gone that has said FIN. */
+const LOOK_MS = 1000;
+
 /** Endings of tunnels whose client and server never met, though each was there for a while. */
 const NEVER_RELAYED: readonly string[] = [
   "client-left", "dial-failed", "dial-timeout", "upstream-closed", "handshake-timeout", "resources",
@@ -46,6 +52,8 @@ export class RedirectedWorld extends World {
   readonly #fronts: ProxyFront[] = [];
   readonly #login: Login | null;
   readonly #proxyFailureChance: number;
+  /** Clients are programs of this host, and the kernel tells when one is gone. */
+  readonly #watched: boolean;
   /** A connection may come to nothing though its own peers do all they should. */
   readonly #mayFail: boolean;
   readonly #upstreamFates = new Map<string, Fate>();
@@ -60,6 +68,8 @@ export class RedirectedWorld extends World {
     this.#login = kind !== "direct" && random.chance(0.4)
       ? { user: text("us@er"), password: text(random.pick(["", "p:w", "x".repeat(200)])) } : null;
     const addresses = this.#drawUpstreams(kind === "direct" ? 0 : random.between(1, 3), calm);
+    const fromHere = random.chance(0.7);
+    this.#watched = fromHere && calm && this.kernel.options.sockDiag;
     this.#mayFail = !calm || (this.scarce && kind !== "direct");
     this.settings = {
       transparent: true,
@@ -76,7 +86,7 @@ export class RedirectedWorld extends World {
       mark: random.pick([null, 7]),
       whenFull,
       ...PATIENCE,
-      own: { listening: [sockaddr(this.listener)], local: [exactly(this.listener.bytes)] },
+      own: { listening: [sockaddr(this.listener)], local: [this.listener.bytes, ...(fromHere ? CLIENTS : [])].map(exactly) },
       journalAll: true,
     };
     for (let i = 0; i < this.crowd; i++) this.#addTunnel(i);
@@ -152,7 +162,7 @@ export class RedirectedWorld extends World {
       assert(!client.sawEnd, "a client that could not be connected saw an end, not a reset");
       const gone = client.left || client.tcp.wasReset;
       assert(gone, "a client that could not be connected was not reset");
-      const gaveUp = client.left || client.sent === 0 || client.tcp.hasReset;
+      const gaveUp = client.left || client.tcp.peer === null || client.tcp.hasReset;
       const refused = this.#mayFail || kind !== "redirected" || server !== null;
       assert(gaveUp || refused, "a client was never served");
       return;
@@ -161,7 +171,7 @@ export class RedirectedWorld extends World {
     assert(record !== null, "no word of the tunnel's end");
     if (NEVER_RELAYED.includes(record.reason)) {
       const why = record.reason === "client-left" ? client : server;
-      const gone = why.left || why.tcp.hasReset || (why === client && client.sent === 0);
+      const gone = why.left || why.tcp.hasReset;
       assert(gone || this.#mayFail, "the tunnel's end was put on someone who was there");
       assert(!server.sawEnd && !client.sawEnd, "an end was seen where nothing had begun");
       assert.equal(server.received + client.received, 0, "bytes were relayed too early");
@@ -169,9 +179,7 @@ export class RedirectedWorld extends World {
     }
     // For want of a buffer the bytes behind a handshake may have had no place.
     const homeless = this.scarce && record.reason === "resources" && client.received === 0;
-    // A client that ends without a word may have ended before the upstream was there.
-    const early = client.sent === 0 && client.tcp.wasReset;
-    this.judgeRelay({ client, server, record }, homeless || early);
+    this.judgeRelay({ client, server, record }, homeless);
   }
 
   /** Attempts are given up for a good reason, in time, and when the client has gone. */
@@ -185,9 +193,16 @@ export class RedirectedWorld extends World {
       assert(took < dialMs + handshakeMs + LATE_MS, `${reason} after ${took} ms`);
     }
     const relay = client.tcp.peer;
-    if (relay === null || !relay.wasReset || !NEVER_RELAYED.includes(reason)) return;
-    const since = endedMs - Math.max(beganMs, relay.resetAtUs / 1000);
-    assert(since < LATE_MS, `the attempt went on for ${since} ms after the client had gone`);
+    if (relay === null || !NEVER_RELAYED.includes(reason)) return;
+    const wentOn = (sinceUs: number): number => endedMs - Math.max(beganMs, sinceUs / 1000);
+    if (relay.wasReset) {
+      const ms = wentOn(relay.resetAtUs);
+      assert(ms < LATE_MS, `the attempt went on for ${ms} ms after the client had gone`);
+    } else if (this.#watched && client.left && relay.hasEnd) {
+      // It may have said FIN long before.
+      const ms = wentOn(Math.max(relay.endAtUs, client.tcp.closedAtUs));
+      assert(ms < LATE_MS + LOOK_MS, `the attempt went on for ${ms} ms after an orphan's FIN`);
+    }
   }
 
   // Making it.

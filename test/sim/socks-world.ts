@@ -25,9 +25,9 @@ import { Application, drawConversation, type Script } from "./peers.ts";
 import type { Random } from "./random.ts";
 import { SocksClient } from "./socks-client.ts";
 import { drawHeader, drawSaid, drawTalk, type Outcome, type Talk } from "./talk.ts";
-import { type Address, type Route, Tcp } from "./tcp.ts";
+import { type Address, nameOf, type Route, Tcp } from "./tcp.ts";
 import {
-  describeEnd, type Ended, type Fate, ipv6, LATE_MS, nameOf, PATIENCE, sockaddr, World,
+  describeEnd, type Ended, type Fate, ipv6, LATE_MS, PATIENCE, sockaddr, World,
 } from "./world.ts";
 
 /** Somewhere to go. */

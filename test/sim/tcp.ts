@@ -102,18 +102,18 @@ export class Network {
   }
 
   register(listener: Tcp): void {
-    const key = keyOf(listener.local!);
+    const key = nameOf(listener.local!);
     this.#listeners.set(key, [...(this.#listeners.get(key) ?? []), listener]);
   }
 
   unregister(listener: Tcp): void {
-    const key = keyOf(listener.local!);
+    const key = nameOf(listener.local!);
     this.#listeners.set(key, (this.#listeners.get(key) ?? []).filter((each) => each !== listener));
   }
 
   /** Every listener of an address: with SO_REUSEPORT there may be several. */
   listening(address: Address): readonly Tcp[] {
-    return this.#listeners.get(keyOf(address)) ?? [];
+    return this.#listeners.get(nameOf(address)) ?? [];
   }
 
   resolve(address: Address): Route {
@@ -144,7 +144,7 @@ export class Network {
 const isBefore = (a: Event, b: Event): boolean =>
   a.atUs < b.atUs || (a.atUs === b.atUs && a.order < b.order);
 
-const keyOf = (address: Address): string => `${address.bytes.join(".")}:${address.port}`;
+export const nameOf = (address: Address): string => `${address.bytes.join(".")}:${address.port}`;
 
 export class Tcp {
   readonly #network: Network;

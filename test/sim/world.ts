@@ -230,6 +230,7 @@ function drawKernel(
     interruptChance: rare(0.1),
     preemptionChance: rare(0.1),
     atOnceChance: random.pick([0, 0.5, 1]),
+    sockDiag: random.chance(0.8),
     widePipes: bulk ? 1000 : random.pick([1000, 2, 0]),
     pipeBytesMax: random.pick([1 << 16, 1 << 20]),
     latencyUs: slow ? [1000, 50_000] : [5, random.pick([20, 1000])],
@@ -261,8 +262,6 @@ function drawLimits(random: Random, bulk: boolean, scarce: boolean): Limits {
     sleepMs: 1000,
   };
 }
-
-export const nameOf = (address: Address): string => `${address.bytes.join(".")}:${address.port}`;
 
 export function ipv6(last: number): Uint8Array {
   return Uint8Array.of(0x20, 1, 0xd, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, last >> 8, last & 255);

@@ -13,6 +13,8 @@ import {
   SPLICE_F_NONBLOCK,
 } from "../../native-bindings/constants.ts";
 import { linux, type Memory, type Syscalls } from "../../native-bindings/syscalls.ts";
+import { Ledger } from "../../src/engine/ledger.ts";
+import { Orphans } from "../../src/engine/orphans.ts";
 import { BENIGN, SimulatedKernel } from "../sim/kernel.ts";
 
 const BITS = [
@@ -523,6 +525,25 @@ describe("the simulated kernel does what Linux does:", () => {
       s.close(listener.fd);
       s.recv(a);
       s.poll(a);
+    });
+  });
+
+  it("sock_diag: an orphan has said FIN, and no file leads to it", () => {
+    play((s) => {
+      const [a, b] = s.pair();
+      const names = s.sys.memory(56);
+      const orphans = new Orphans(s.sys, new Ledger(new SharedArrayBuffer(1 << 16)), 1);
+      const ask = (who: string) => s.note(`${who} is an orphan`, `${orphans.has(names.bytes, 0, names.bytes, 28)}`);
+      s.sys.getsockname(a, names, 0);
+      s.sys.getpeername(a, names, 28);
+      ask("an open socket");
+      s.note("shutdown", s.sys.shutdown(a, SHUT_WR));
+      s.settle();
+      ask("a half-closed one");
+      s.close(a);
+      ask("a closed one");
+      s.send(b, "is there anybody?");
+      ask("one that has answered with a reset");
     });
   });
 
