@@ -299,6 +299,7 @@ export class Engine {
   unlisten(fd: number): void {
     const listener = this.#listeners.get(fd);
     if (listener === undefined) return;
+    listener.mark(); // Of what has come since the last turn no event was read.
     while (listener.turn());
     this.timeouts.stop(listener);
     this.loop.remove(fd);

@@ -23,7 +23,6 @@ import { HEARD, PAIRED, UNANSWERED, UNHELD } from "./counters.ts";
 import type { Engine } from "./engine.ts";
 import type { Source, Task } from "./loop.ts";
 import { Refuser } from "./refuser.ts";
-import type { Session } from "./session.ts";
 import { GRANTED, SynTable } from "./syn-table.ts";
 
 /** Crosses threads: data only. */
@@ -45,6 +44,7 @@ const MESSAGE_BYTES = 1024;
 const SAVED_SYN_BYTES = 256;
 /** More than a socket's buffer has room for. */
 const LEFT_MAX = 65_536;
+const NO_ROW = -1;
 /**
  * connect(2) still holds the lock of its socket as the SYN is queued, and an ICMP error that comes
  * then is put off to the next SYN, a second later (tcp_v4_err). No answer comes before this, in ms.
@@ -127,8 +127,8 @@ export class Syns implements Task {
 
   // ---- what a queue calls
 
-  /** True if the session is taken by it. Without a session there is no room, and it is refused. */
-  heard(source: SynQueue, packet: QueuedPacket, syn: Syn, session: Session | null): boolean {
+  /** True if a session is taken for it. Without a place for one it is refused. */
+  heard(source: SynQueue, packet: QueuedPacket, syn: Syn, hasPlace: boolean): boolean {
     const engine = this.#engine;
     const table = this.#table;
     engine.counters[HEARD]!++;
@@ -149,19 +149,28 @@ export class Syns implements Task {
       // The client gave up, and has taken the same port again.
       engine.sessionOf(table.row(known)).abandoned();
     }
-    if (session === null && !table.full) {
-      this.#refuseAt(table.add(syn, source.lane, packet.id, packet.mark, -1), "reset");
-      return false;
-    }
-    if (session === null || table.full) {
+    if (this.#hasNoRoom) {
       engine.counters[UNHELD]!++;
       this.#decide(source, packet.id, NF_ACCEPT, packet.mark);
       return false;
     }
-    const slot = table.add(syn, source.lane, packet.id, packet.mark, session.row);
+    // Who was abandoned is the next to be taken.
+    const taken = hasPlace ? engine.spareSession() : null;
+    const slot = table.add(syn, source.lane, packet.id, packet.mark, taken?.row ?? NO_ROW);
     this.#heardMs[slot] = engine.exactMs();
-    engine.hold(session, slot, syn);
-    return true;
+    if (taken === null) this.#refuseAt(slot, "reset");
+    else engine.hold(taken, slot, syn);
+    return taken !== null;
+  }
+
+  /**
+   * Half of the places is for those who are accepted: who forges SYNs holds no more than the other,
+   * and a connection that finds none is dialled for after accept, when it has shown that it is real.
+   */
+  get #hasNoRoom(): boolean {
+    const { admission } = this.#engine;
+    const { lanes } = this.#settings;
+    return this.#table.full || this.#table.size * lanes * 2 >= admission.limit;
   }
 
   /** It is none of our business. */
@@ -341,11 +350,11 @@ class SynQueue implements Source, Task {
       if (!this.#readable || this.stopped) return false;
       const session = engine.spareSession();
       if (session === null || !engine.enter()) {
-        if (engine.settings.whenFull === "reset") this.#read(null);
+        if (engine.settings.whenFull === "reset") this.#read(false);
         else if (session === null || engine.admission.wait(engine.worker)) return false;
         continue;
       }
-      if (!this.#read(session)) engine.leave();
+      if (!this.#read(true)) engine.leave();
     }
     return true;
   }
@@ -360,8 +369,8 @@ class SynQueue implements Source, Task {
     }
   }
 
-  /** One message. True if the session is taken by it. */
-  #read(session: Session | null): boolean {
+  /** One message. True if a session is taken for it. */
+  #read(hasPlace: boolean): boolean {
     const { sys } = this.#engine;
     const packet = this.#packet;
     const got = sys.recv(this.fd, this.#message, 0, MESSAGE_BYTES, MSG_DONTWAIT);
@@ -372,7 +381,7 @@ class SynQueue implements Source, Task {
     // What else comes tells of a verdict that came too late.
     if (!readPacket(this.#message, got, packet)) return false;
     if (readSyn(this.#message.bytes, packet.payloadAt, packet.payloadEnd, this.#syn)) {
-      return this.#syns.heard(this, packet, this.#syn, session);
+      return this.#syns.heard(this, packet, this.#syn, hasPlace);
     }
     this.#syns.letPass(this, packet);
     return false;

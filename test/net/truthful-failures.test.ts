@@ -1,0 +1,299 @@
+/**
+ * What may go wrong with truthful connect(), and what a program sees of it: never less than behind a
+ * proxy without it.
+ */
+import { strict as assert } from "node:assert";
+import { existsSync } from "node:fs";
+import { connect, eventually, type Peer, sleep } from "./actors.ts";
+import { SERVER } from "./network.ts";
+import { Faults, type Relay, type Settings, type StartOptions } from "./relay.ts";
+import { unprivileged } from "./sandbox.ts";
+import { scenario, type Stage } from "./scenario.ts";
+import { applyRules, attempts, PYTHON } from "./truthful.ts";
+import type { Script, Upstream } from "./upstream.ts";
+
+const MARK = 0x1081;
+const REFUSED = 5;
+/** Less than a SYN waits before it is sent again. */
+const AT_ONCE_MS = 900;
+
+interface Setting {
+  readonly relay: Relay;
+  readonly upstream: Upstream;
+  readonly settings: Settings;
+}
+
+async function setting(
+  stage: Stage, script: Partial<Script>, more: Settings = {}, options: StartOptions = {},
+): Promise<Setting> {
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true, ...script });
+  const settings = {
+    listen: ":1081", proxy_url: upstream.url(), mark: MARK, workers: 1,
+    timeouts: { drain: "5s" },
+    connect: { truthful: true, without: "refuse" },
+    firewall: { interfaces: ["inner"] },
+    ...more,
+  };
+  applyRules(stage, settings);
+  return { relay: await stage.relay(settings, options), upstream, settings };
+}
+
+const client = (stage: Stage, port = 80): Promise<Peer> => connect(stage.net.relay, SERVER[4], port);
+
+async function exchange(peer: Peer): Promise<void> {
+  peer.write("ping");
+  assert.equal(String(await peer.read(4)), "ping");
+  peer.finish();
+  await peer.rest();
+}
+
+const errnoOf = (promise: Promise<unknown>): Promise<string> =>
+  promise.then(() => "ok", (error: NodeJS.ErrnoException) => error.code ?? error.message);
+
+scenario("three seconds until the upstream answers: three seconds of connect(), and one connection", async (stage) => {
+  const { upstream } = await setting(stage, { delayMs: 3000, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  for (const host of [stage.net.relay, stage.net.lan]) {
+    const before = upstream.requests.length;
+    const [[granted], [refused]] = await Promise.all([
+      attempts(host, SERVER[4], 80), attempts(host, SERVER[4], 81, { blocking: false }),
+    ]);
+    assert.equal(granted!.said, "ok");
+    assert.equal(refused!.said, "ECONNREFUSED");
+    for (const { ms } of [granted!, refused!]) assert.ok(ms > 2990 && ms < 3900, `${ms} ms on ${host.name}`);
+    assert.equal(upstream.requests.length - before, 2, `dialled for once each, on ${host.name}`);
+  }
+});
+
+scenario("a server that speaks first is heard", async (stage) => {
+  const { upstream } = await setting(stage, { banner: "220 hello\r\n" });
+  for (let i = 0; i < 20; i++) {
+    const peer = await client(stage);
+    assert.equal(String(await peer.read(11)), "220 hello\r\n");
+    await exchange(peer);
+  }
+  assert.equal(upstream.requests.length, 20);
+});
+
+scenario("the client's port is taken again: the old attempt is over, the new one is made", async (stage) => {
+  const { upstream, relay } = await setting(stage, { delayMs: 1200 });
+  const program = `
+import socket, sys, time
+for i in range(3):
+    s = socket.socket()
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("", 45678))
+    if i < 2:
+        s.setblocking(False)
+        s.connect_ex((sys.argv[1], 80))
+        time.sleep(0.3)
+        s.close()
+    else:
+        s.connect((sys.argv[1], 80))
+        s.sendall(b"ping")
+        print(s.recv(4).decode())
+`;
+  const { output } = await stage.net.relay.execute(PYTHON, "-c", program, SERVER[4]);
+  assert.equal(output.trim(), "ping");
+  assert.equal(upstream.requests.length, 3);
+  assert.equal(relay.ends().filter(({ reason }) => reason === "client-left").length, 2);
+});
+
+scenario("killed: who is held hears of it, and who comes is refused at once", async (stage) => {
+  const { relay } = await setting(stage, { silentAt: "request" });
+  const held = attempts(stage.net.relay, SERVER[4], 80);
+  await sleep(500);
+  relay.process.signal("SIGKILL");
+  await relay.process.exited;
+  const [fresh] = await attempts(stage.net.relay, SERVER[4], 81);
+  assert.equal(fresh!.said, "ECONNREFUSED");
+  assert.ok(fresh!.ms < AT_ONCE_MS);
+  // Its SYN is sent again, and passes the queue by.
+  assert.equal((await held)[0]!.said, "ECONNREFUSED");
+});
+
+scenario("told to end: who is held is let go, and nobody waits", async (stage) => {
+  const { relay } = await setting(stage, { silentAt: "request" });
+  const held = attempts(stage.net.relay, SERVER[4], 80);
+  await sleep(500);
+  const started = performance.now();
+  relay.process.signal("SIGTERM");
+  assert.equal((await held)[0]!.said, "ok", "accepted, as without the mode");
+  assert.ok(performance.now() - started < 2000);
+  await relay.process.exited;
+  assert.equal((await attempts(stage.net.relay, SERVER[4], 81))[0]!.said, "ECONNREFUSED");
+});
+
+scenario("an nft chain is deleted, and with it the kernel forgets what it held: the client asks again", async (stage) => {
+  const { upstream } = await setting(stage, { delayMs: 1500, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  const { relay } = stage.net;
+  const held = [attempts(relay, SERVER[4], 80), attempts(relay, SERVER[4], 81)];
+  await sleep(500);
+  relay.run("nft", ["-f", "-"], "table inet other {\n chain c {\n type filter hook input priority 0\n }\n}\n");
+  relay.run("nft", ["delete", "table", "inet", "other"]);
+  const said = (await Promise.all(held)).map(([attempt]) => attempt!.said);
+  assert.deepEqual(said, ["ok", "ECONNREFUSED"]);
+  assert.equal(upstream.requests.length, 2, "dialled for once each");
+});
+
+scenario("SYN cookies leave no SYN to pair by: dialled for again, after accept", async (stage) => {
+  stage.net.relay.sysctl("net.ipv4.tcp_syncookies", 2);
+  stage.finally(() => stage.net.relay.sysctl("net.ipv4.tcp_syncookies", 1));
+  const { relay, upstream } = await setting(stage, { refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  for (let i = 0; i < 5; i++) await exchange(await client(stage));
+  assert.equal(upstream.requests.length, 10);
+  assert.equal(await errnoOf(client(stage, 81)), "ECONNREFUSED", "what fails, fails as before");
+  // Their own deadline.
+  await relay.logged("the end of those that nobody came for", () => relay.ends().filter(({ reason }) => reason === "client-left").length === 5);
+});
+
+scenario("a worker is replaced: what it held is let go, and dialled for after accept", async (stage) => {
+  const faults = new Faults();
+  const { relay, upstream } = await setting(stage, { delayMs: 1500 }, {}, faults.start);
+  const held = client(stage);
+  await sleep(500);
+  faults.request("throw");
+  const [provoking] = await Promise.all([client(stage, 82), relay.logged("the replacement", ({ message }) => message.includes("a worker is replaced"))]);
+  const first = await held;
+  await exchange(first);
+  await exchange(provoking);
+  assert.ok(upstream.requests.length >= 3);
+  const before = upstream.requests.length;
+  await exchange(await client(stage));
+  assert.equal(upstream.requests.length, before + 1, "the new one holds and pairs as the old one did");
+});
+
+scenario("reload in mid-dial: who is held hears the truth; and the mode is switched off and on", async (stage) => {
+  const { relay, upstream, settings } = await setting(stage, { delayMs: 1000, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  const held = [errnoOf(client(stage, 81)), client(stage)] as const;
+  await sleep(300);
+  await relay.reload();
+  assert.equal(await held[0], "ECONNREFUSED");
+  await exchange(await held[1]);
+  assert.equal(upstream.requests.length, 2);
+
+  const letGo = client(stage, 81);
+  await sleep(300);
+  relay.configure({ ...settings, connect: {} });
+  await relay.reload();
+  const peer = await letGo;
+  assert.equal((await peer.rest()).end, "reset", "accepted, and reset when it was refused");
+  await exchange(await client(stage));
+
+  relay.configure({ ...settings, workers: 2 });
+  await relay.reload();
+  assert.equal(await errnoOf(client(stage, 81)), "ECONNREFUSED");
+  relay.configure({ ...settings, workers: 1 });
+  await relay.reload();
+  const before = upstream.requests.length;
+  for (let i = 0; i < 4; i++) assert.equal(await errnoOf(client(stage, 81)), "ECONNREFUSED");
+  for (let i = 0; i < 4; i++) await exchange(await client(stage));
+  assert.equal(upstream.requests.length, before + 8, "one worker reads both queues, and pairs");
+});
+
+scenario("USR2 in mid-dial: the old process answers whom it holds, the new one reads on", async (stage) => {
+  const { relay, upstream } = await setting(stage, { delayMs: 2500, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  const held = [errnoOf(client(stage, 81)), client(stage)] as const;
+  await sleep(300);
+  relay.process.signal("SIGUSR2");
+  const { successor } = await relay.logged("a successor", ({ message }) => message.includes("has taken over"), 20_000);
+  const pid = Number(successor);
+  stage.finally(async () => {
+    if (existsSync(`/proc/${pid}`)) process.kill(pid, "SIGKILL");
+    await eventually("the successor has ended", () => !existsSync(`/proc/${pid}`));
+  });
+  const fresh = [errnoOf(client(stage, 81)), client(stage)] as const;
+  assert.equal(await held[0], "ECONNREFUSED");
+  await exchange(await held[1]);
+  assert.equal(await fresh[0], "ECONNREFUSED");
+  await exchange(await fresh[1]);
+  const before = upstream.requests.length;
+  await exchange(await client(stage));
+  assert.equal(upstream.requests.length, before + 1, "held and paired");
+});
+
+for (const [lacks, keeps] of [["CAP_NET_ADMIN", "net_raw"], ["CAP_NET_RAW", "net_admin"]] as const) {
+  scenario(`without ${lacks} it says so, and goes on as without the mode, or refuses to start`, async (stage) => {
+    if (unprivileged()) stage.skip("only root can start it as another user");
+    const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+    const settings = { listen: "localhost:1081", proxy_url: upstream.url(), workers: 1, firewall: { service_user: "nobody" } };
+    applyRules(stage, { ...settings, connect: { truthful: true } });
+    const command = ["setpriv", "--reuid=nobody", "--clear-groups", `--inh-caps=-all,+${keeps}`, `--ambient-caps=-all,+${keeps}`, "--bounding-set", `-all,+${keeps}`];
+    const refused = stage.relayStarting({ ...settings, connect: { truthful: true, without: "refuse" } }, { command });
+    const { code } = await refused.process.exited;
+    assert.equal(code, 1);
+    assert.match(refused.process.output, new RegExp(lacks));
+    const relay = await stage.relay({ ...settings, connect: { truthful: true } }, { command });
+    assert.ok(relay.log().some(({ severity, error }) => severity === "error" && String(error).includes(lacks)));
+    await exchange(await client(stage));
+  });
+}
+
+scenario("more SYNs than a queue has room for: those that find none are accepted as without the mode", async (stage) => {
+  const { relay } = await setting(stage, { refuse: REFUSED });
+  relay.process.signal("SIGSTOP");
+  stage.finally(() => relay.process.signal("SIGCONT"));
+  const program = `
+import resource, select, socket, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+sockets = []
+poll = select.poll()
+connected = 0
+for i in range(15000):
+    s = socket.socket()
+    s.setblocking(False)
+    s.connect_ex((sys.argv[1], 1 + i % 60000))
+    sockets.append(s)
+    poll.register(s, select.POLLOUT)
+    if i % 500 == 499 and any(events & select.POLLOUT for _, events in poll.poll(0)):
+        print("accepted after", i)
+        break
+else:
+    print("all are held")
+`;
+  const { output } = await stage.net.relay.execute(PYTHON, "-c", program, SERVER[4]);
+  assert.match(output, /accepted after/);
+  relay.process.signal("SIGCONT");
+  // What is left of all those is worked off, and the truth is told again.
+  await eventually("connect() is told the truth", async () => (await attempts(stage.net.relay, SERVER[4], 80))[0]!.said === "ECONNREFUSED", 30_000);
+});
+
+scenario("a flood of SYNs with forged sources: memory is bounded, and service goes on", async (stage) => {
+  const { relay, upstream } = await setting(stage, { delayMs: 50 }, { max_connections: 400 });
+  await exchange(await client(stage));
+  const before = relay.process.residentKiB();
+  // From the wire: 20,000 SYNs, each of another source.
+  const program = `
+import random, socket, struct, sys
+def checksum(data):
+    total = sum(struct.unpack("!%dH" % (len(data) // 2), data))
+    total = (total & 0xffff) + (total >> 16)
+    return ~(total + (total >> 16)) & 0xffff
+raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+to = socket.inet_aton(sys.argv[1])
+for i in range(20000):
+    source = bytes([10, 66, random.randrange(256), random.randrange(1, 255)])
+    tcp = struct.pack("!HHIIBBHHH", 1024 + i % 60000, 80, random.getrandbits(32), 0, 5 << 4, 2, 65535, 0, 0)
+    tcp = tcp[:16] + struct.pack("!H", checksum(source + to + struct.pack("!HH", 6, len(tcp)) + tcp)) + tcp[18:]
+    ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(tcp), 0, 0, 64, 6, 0, source, to)
+    try:
+        raw.sendto(ip + tcp, (sys.argv[1], 0))
+    except OSError:
+        pass
+print("sent")
+`;
+  const flood = stage.net.lan.execute(PYTHON, "-c", program, SERVER[4]);
+  let served = 0;
+  let over = false;
+  void flood.then(() => (over = true));
+  while (!over || served < 5) {
+    await exchange(await client(stage));
+    served++;
+  }
+  assert.match((await flood).output, /sent/);
+  stage.note(`${served} served meanwhile, ${upstream.requests.length} requests, from ${before} to ${relay.process.residentKiB()} KiB`);
+  assert.ok(relay.process.residentKiB() - before < 100 * 1024);
+  await eventually("the flood is forgotten", async () => {
+    const [seen] = await attempts(stage.net.lan, SERVER[4], 80);
+    return seen!.said === "ok" && seen!.ms < AT_ONCE_MS;
+  }, 20_000);
+});
