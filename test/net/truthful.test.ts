@@ -19,17 +19,25 @@ const REPLIES = [
   { reply: 0, 4: "ok", 6: "ok" },
 ] as const;
 
-for (const backend of ["iptables", "iptables-legacy", "nft"] as const) {
+const WAYS = [
+  ["iptables", "raw"], ["iptables-legacy", "raw"], ["nft", "raw"], ["iptables", "reject"], ["nft", "reject"],
+] as const;
+
+for (const [backend, answer] of WAYS) {
   for (const mode of ["redirect", "tproxy"] as const) {
     for (const from of ["local", "routed"] as const) {
-      scenario(`${backend}, ${mode}, ${from}: what the upstream says is what connect() says`, async (stage) => {
+      scenario(`${backend}, ${answer}, ${mode}, ${from}: what the upstream says is what connect() says`, async (stage) => {
         const upstream = stage.upstream({ protocol: "socks5", echoes: true, refuse: ({ port }) => port - 1000 });
         const settings = {
           listen: ":1081", proxy_url: upstream.url(), mark: MARK, workers: 2, mode,
-          connect: { truthful: true, without: "refuse" },
+          connect: { truthful: true, without: "refuse", answer },
           firewall: { output: from === "local", interfaces: from === "local" ? [] : ["inner"] },
         };
         applyRules(stage, settings, backend);
+        if (answer === "reject") {
+          stage.net.relay.sysctl("net.ipv4.icmp_ratelimit", 0);
+          if (FAMILIES.includes(6)) stage.net.relay.sysctl("net.ipv6.icmp.ratelimit", 0);
+        }
         await stage.relay(settings);
         const client = from === "local" ? stage.net.relay : stage.net.lan;
         for (const family of FAMILIES) {

@@ -10,6 +10,9 @@ import type { Stage } from "./scenario.ts";
 
 export type RulesBackend = "nft" | "iptables" | "iptables-legacy";
 
+/** The host's own, and not whatever stands first in somebody's PATH. */
+export const PYTHON = "/usr/bin/python3";
+
 let files = 0;
 
 /** Sets the rules that the settings ask for, or skips the scenario where this machine cannot have them. */
@@ -65,7 +68,7 @@ export async function attempts(
   host: Host, address: string, port: number, { count = 1, blocking = true, waitMs = 5000 }: How = {},
 ): Promise<Attempt[]> {
   const how = blocking ? "blocking" : "non-blocking";
-  const { output } = await host.execute("/usr/bin/python3", "-c", CLIENT, address, `${port}`, `${count}`, how, `${waitMs / 1000}`);
+  const { output } = await host.execute(PYTHON, "-c", CLIENT, address, `${port}`, `${count}`, how, `${waitMs / 1000}`);
   const lines = output.trim().split("\n").map((line) => line.split(" "));
   return lines.map(([said, ms]) => ({ said: said!, ms: Number(ms) }));
 }

@@ -6,7 +6,7 @@ import { parseConfig } from "../../src/config/parse.ts";
 import { differences } from "../../src/control/firewall-kernel.ts";
 import { iptablesRules, ownTables, transition } from "../../src/control/firewall-iptables.ts";
 import { nftRules } from "../../src/control/firewall-nft.ts";
-import { type FirewallPlan, firewallPlan } from "../../src/control/firewall-plan.ts";
+import { type FirewallPlan, firewallPlan, ruleOf } from "../../src/control/firewall-plan.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
 
 const FACTS = { upstream: ["203.0.113.5"], families: [4, 6] as const, cpus: 1, uid: (name: string) => (name === "none" ? null : 999) };
@@ -68,6 +68,37 @@ test("an included special network is lifted, and the rest of the special stays o
   const text = nftRules(plan('[firewall]\ninclude = ["10.20.0.0/16", "198.51.100.0/24"]'));
   const places = order.map((name) => text.indexOf(`ip daddr ${name === "@include4" ? "!= " : ""}${name}`));
   assert.ok(places.every((at, i) => at > 0 && (i === 0 || at > places[i - 1]!)), `${places}`);
+});
+
+test("SYNs are spread over the queues by port, each with the next as its last resort, and go on where nobody reads", () => {
+  const queues = (text: string): string[] => {
+    const made = plan(`workers = ${text}\n[connect]\ntruthful = true`);
+    return iptablesRules(made, made.families[0]!).get("raw")!.rules.filter((rule) => rule.includes("NFQUEUE"));
+  };
+  const to = (number: number): string => `-j NFQUEUE --queue-num ${number} --queue-bypass`;
+  assert.deepEqual(queues("1"), [`-A TRANSPLICE_OUTPUT_PORT -p tcp ${to(1081)}`]);
+  assert.deepEqual(queues("2").map((rule) => rule.slice(rule.indexOf("=0x") + 1)), [`0x0" ${to(1081)}`, `0x1" ${to(1082)}`, queues("1")[0]]);
+  const three = queues("3").map((rule) => Number(/queue-num (\d+)/.exec(rule)![1]) - 1081);
+  assert.deepEqual(three, [...Array.from({ length: 16 }, (_, part) => part % 3), 0]);
+  assert.equal(queues("200").length, 17, "the mark has room for 15");
+  assert.match(nftRules(plan("workers = 3\n[connect]\ntruthful = true\nqueue = 7")), /queue flags bypass to jhash ip6 saddr \. tcp sport mod 3 offset 7/);
+});
+
+test("with queues TPROXY leaves eight bits of the mark alone, and rejections come before it", () => {
+  const made = plan('mode = "tproxy"\n[connect]\ntruthful = true\nanswer = "reject"\nmark_shift = 8\n[firewall]\ninterfaces = ["lan0"]\ntproxy_mark = 5');
+  assert.equal(ruleOf(made), "fwmark 0x5/0xffff00ff lookup 1082 protocol 181");
+  const tables = iptablesRules(made, made.families[0]!);
+  const mangle = tables.get("mangle")!.rules.join("\n");
+  assert.match(mangle, /TPROXY .*--tproxy-mark 0x5\/0xffff00ff/);
+  assert.match(mangle, /-A TRANSPLICE_PREROUTING -m mark ! --mark 0x0\/0xf000 -j RETURN/);
+  const filter = tables.get("filter")!.rules;
+  assert.deepEqual(filter.filter((rule) => rule.startsWith("-I")).map((rule) => rule.split(" ")[1]), ["OUTPUT", "FORWARD"]);
+  assert.ok(filter.includes("-A TRANSPLICE_REJECT -p tcp -m mark --mark 0x1000/0xf000 -j REJECT --reject-with tcp-reset"));
+  assert.equal(filter.filter((rule) => rule.includes("--reject-with")).length, 4);
+  const nft = nftRules(made);
+  assert.match(nft, /meta mark set meta mark & 0xffff00ff \| 0x5/);
+  assert.match(nft, /meta nfproto ipv6 meta mark & 0xf000 == 0x3000 reject with icmpv6 type no-route/);
+  assert.equal(iptablesRules(plan(), plan().families[0]!).has("raw"), false);
 });
 
 test("two marks that are one, and the kernel's tables, are problems of the file", () => {
