@@ -4,7 +4,7 @@
  *     load target PORT [-r MS]      a SOCKS5 server that grants everything and is the destination,
  *                                   and the same destination for those who ask it without SOCKS
  *     load serve PORT               the same destination without SOCKS, for the direct baseline
- *     load rr|pp|down|up|idle ...   a client; see usage()
+ *     load rr|pp|down|up|idle|fail ...   a client; see usage()
  *
  * A client is a program that knows of no proxy, or with -x one that asks a SOCKS5 server, which
  * it does as most do: by address, without a login, one message at a time.
@@ -145,6 +145,8 @@ static int receiveBulk(struct connection *c) {
 
 /* ---- the destination ------------------------------------------------------------------------ */
 
+#define REPLY_MAX 8
+
 static int64_t delayNs;
 static int timer;
 
@@ -153,7 +155,7 @@ static struct delayed {
   int64_t due;
   struct connection *c;
   uint32_t serial;
-  bool granted;
+  int reply;
 } *late;
 static size_t lateHead, lateTail, lateRoom;
 
@@ -166,13 +168,16 @@ static void setTimer(void) {
   timerfd_settime(timer, TFD_TIMER_ABSTIME, &at, NULL);
 }
 
-static bool sendReply(struct connection *c, bool granted) {
-  static const uint8_t method[] = {5, 0}, reply[] = {5, 0, 0, 1, 0, 0, 0, 0, 0, 0};
-  return granted ? sendAll(c, reply, sizeof reply) : sendAll(c, method, sizeof method);
+enum { CHOOSE = -1, GRANT = 0 /* and SOCKS5's other replies */ };
+
+/* False: the connection is over. */
+static bool sendReply(struct connection *c, int reply) {
+  if (reply == CHOOSE) return sendAll(c, (uint8_t[]){5, 0}, 2);
+  return sendAll(c, (uint8_t[]){5, (uint8_t)reply, 0, 1, 0, 0, 0, 0, 0, 0}, 10) && reply == GRANT;
 }
 
-static bool answer(struct connection *c, bool granted) {
-  if (delayNs == 0) return sendReply(c, granted);
+static bool answer(struct connection *c, int reply) {
+  if (delayNs == 0) return sendReply(c, reply);
   if (lateTail == lateRoom) {
     memmove(late, late + lateHead, (lateTail - lateHead) * sizeof *late);
     lateTail -= lateHead;
@@ -180,7 +185,7 @@ static bool answer(struct connection *c, bool granted) {
     if (lateTail * 2 >= lateRoom)
       late = realloc(late, (lateRoom = lateRoom ? lateRoom * 2 : 64) * sizeof *late);
   }
-  late[lateTail++] = (struct delayed){nowNs() + delayNs, c, c->serial, granted};
+  late[lateTail++] = (struct delayed){nowNs() + delayNs, c, c->serial, reply};
   if (lateTail - lateHead == 1) setTimer();
   return true;
 }
@@ -190,7 +195,7 @@ static void sendLate(void) {
   if (read(timer, &expirations, sizeof expirations) < 0) return;
   while (lateHead < lateTail && late[lateHead].due <= nowNs()) {
     struct delayed *one = &late[lateHead++];
-    if (one->serial == one->c->serial) sendReply(one->c, one->granted);
+    if (one->serial == one->c->serial) sendReply(one->c, one->reply);
   }
   setTimer();
 }
@@ -241,13 +246,15 @@ static ssize_t understand(struct connection *c, const uint8_t *bytes, size_t len
       }
       if (length < 2 || length < 2u + bytes[1]) return 0;
       c->phase = REQUEST;
-      return answer(c, false) ? 2 + bytes[1] : -1;
+      return answer(c, CHOOSE) ? 2 + bytes[1] : -1;
     case REQUEST: {
       if (length < 5) return 0;
       size_t whole = lengthOf(bytes);
       if (length < whole) return 0;
       c->phase = WISH;
-      return answer(c, true) ? (ssize_t)whole : -1;
+      /* The ports that are the numbers of SOCKS5's refusals are refused so. */
+      int port = bytes[whole - 2] << 8 | bytes[whole - 1];
+      return answer(c, port <= REPLY_MAX ? port : GRANT) ? (ssize_t)whole : -1;
     }
     case WISH:
       if (bytes[0] == 'G') {
@@ -523,7 +530,28 @@ static void receiveCount(struct connection *c) {
   over(c, got == sizeof count && count == c->bytes);
 }
 
+/* Sent again after a second, a SYN has been answered too late. */
+#define STALL_NS 900000000
+
+static int64_t slowest;
+static uint64_t stalled;
+
+/* A connection that is to fail has failed, or has not. */
+static void fail(struct connection *c, bool good) {
+  int64_t took = nowNs() - c->start;
+  record(0, took);
+  if (took > slowest) slowest = took;
+  if (took > STALL_NS) stalled++;
+  over(c, good);
+  if (!timeIsOver()) start();
+}
+
 static void handle(struct connection *c, uint32_t events) {
+  if (wanted.mode == 'f') {
+    if (events & (EPOLLERR | EPOLLHUP)) fail(c, true);
+    else if (events & EPOLLOUT) fail(c, false);
+    return;
+  }
   if (c->phase <= WISH) {
     if (!(events & (EPOLLERR | EPOLLHUP)) && ask(c, events)) return;
     over(c, false);
@@ -598,10 +626,12 @@ static _Noreturn void client(void) {
   while (pings ? standing < count - lost : live > 0) turn(-1);
   double seconds = (double)(nowNs() - begin) / 1e9;
   printf("{\"done\":%llu,\"failed\":%llu,\"bytes\":%llu,\"seconds\":%.6f,\"perSecond\":%.1f,"
-         "\"gbps\":%.3f,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"firstByteP50\":%.1f}\n",
+         "\"gbps\":%.3f,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"firstByteP50\":%.1f,"
+         "\"slowestMs\":%.1f,\"stalled\":%llu}\n",
          (unsigned long long)done, (unsigned long long)failed, (unsigned long long)total, seconds,
          (double)done / seconds, (double)total * 8 / seconds / 1e9, quantileUs(0, 0.5),
-         quantileUs(0, 0.99), quantileUs(0, 0.999), quantileUs(1, 0.5));
+         quantileUs(0, 0.99), quantileUs(0, 0.999), quantileUs(1, 0.5), (double)slowest / 1e6,
+         (unsigned long long)stalled);
   fflush(stdout);
   for (;;) waitForLine();
 }
@@ -612,12 +642,13 @@ static int usage(void) {
   fprintf(stderr,
           "usage: load target PORT [-r MS]   SOCKS5 and destination; -r: handshake replies late\n"
           "       load serve PORT            destination only\n"
-          "       load rr|pp|down|up|idle -a ADDRESS -P PORT [-c CONNECTIONS] [-t SECONDS]\n"
+          "       load rr|pp|down|up|idle|fail -a ADDRESS -P PORT [-c CONNECTIONS] [-t SECONDS]\n"
           "            [-n OPERATIONS] [-b BYTES] [-d ADDRESSES] [-x SOCKS_PORT] [-m MARK] [-k]\n"
           "  rr    64 bytes there, 128 back, close; -c at a time\n"
           "  pp    64 bytes there and back, over and over, on -c connections\n"
           "  down, up   -c streams, for -t seconds or -b bytes each; -k compares every byte\n"
           "  idle  opens -c connections and holds them\n"
+          "  fail  connects, to hear an error of connect(); -c at a time\n"
           "  -d    spreads the connections over so many addresses from ADDRESS on\n"
           "  -x    asks a SOCKS5 server on 127.0.0.1 to go there\n"
           "  -m    SO_MARK, for the firewall\n");
@@ -670,7 +701,7 @@ int main(int argc, char **argv) {
   }
   if (strcmp(role, "target") == 0 && optind < argc) serve(atoi(argv[optind]), GREETING);
   if (strcmp(role, "serve") == 0 && optind < argc) serve(atoi(argv[optind]), WISH);
-  static const char *roles[] = {"rr", "pp", "down", "up", "idle"};
+  static const char *roles[] = {"rr", "pp", "down", "up", "idle", "fail"};
   for (size_t i = 0; i < sizeof roles / sizeof *roles; i++)
     if (strcmp(role, roles[i]) == 0) wanted.mode = *role;
   if (wanted.mode == 0 || !parseAddress(address, port)) return usage();

@@ -9,7 +9,7 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
-  BIN, cpuBetween, listening, logOf, readCpu, readUsage, roleOf, startSubject, stop, TARGET_PORT,
+  BIN, cpuBetween, isTruthful, listening, logOf, readCpu, readUsage, roleOf, startSubject, stop, TARGET_PORT,
   type Role, type Subject, type SubjectName, type SubjectOptions,
 } from "./subjects.ts";
 
@@ -21,13 +21,15 @@ export interface Scale {
   readonly idle: readonly [number, number];
   readonly ttfbSamples: number;
   readonly heapMessages: number;
+  /** Connections that are to fail, of each kind. */
+  readonly failures: number;
 }
 
 export const FULL: Scale = {
-  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000,
+  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000,
 };
 export const QUICK: Scale = {
-  seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000,
+  seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000, failures: 200,
 };
 
 interface Described {
@@ -52,7 +54,9 @@ export type Measure = Described & (
 );
 
 const are = (role: Role) => (name: SubjectName) => roleOf(name) === role;
-const everyone = (name: SubjectName) => are("relay")(name) && name !== "transplice+log";
+/** Those that differ from the moment of the connection on. */
+const connecting = (name: SubjectName) => are("relay")(name) && name !== "transplice+log";
+const everyone = (name: SubjectName) => connecting(name) && !isTruthful(name);
 const relays = (name: SubjectName) => everyone(name) && name !== "direct";
 
 /** Of each of four streams: microsocks ends at the client's FIN, so that time cannot be the end. */
@@ -62,15 +66,17 @@ const BYTES_PER_SECOND = 4e8;
 const SHORT = {
   title: "short connections, 64 at a time: 64 bytes there, 128 back, close",
   kind: "shared",
-  run: async (subject: Subject, { seconds }: Scale): Promise<Numbers> => {
-    const { result, cpuNs } = await load(subject, "rr", ["-c", "64", "-t", `${seconds}`]);
-    return { ...result, cpuUs: cpuNs / 1000 / result.done };
-  },
+  run: (subject: Subject, { seconds }: Scale): Promise<Numbers> => short(subject, 64, seconds),
   columns: [
     ["perSecond", "conn/s", 0], ["cpuUs", "CPU µs/conn", 1], ["p50", "p50 µs", 0],
     ["p99", "p99 µs", 0], ["failed", "failed", 0],
   ],
 } as const;
+
+async function short(subject: Subject, connections: number, seconds: number): Promise<Numbers> {
+  const { result, cpuNs } = await load(subject, "rr", ["-c", `${connections}`, "-t", `${seconds}`]);
+  return { ...result, cpuUs: cpuNs / 1000 / result.done };
+}
 
 const IDLE = {
   title: "idle tunnels: what each costs",
@@ -89,6 +95,12 @@ export const MEASURES = {
   "up-4": bulk("up", 4, everyone),
   "up-1": bulk("up", 1, everyone),
   rr: { ...SHORT, subjects: are("relay") },
+  "rr-1": {
+    ...SHORT,
+    title: "short connections, one at a time",
+    subjects: connecting,
+    run: (subject: Subject, { seconds }: Scale): Promise<Numbers> => short(subject, 1, seconds),
+  },
   "pp-64": pingPong(64),
   "pp-1": pingPong(1),
   http: {
@@ -101,6 +113,10 @@ export const MEASURES = {
   "ttfb-0": firstByte(0),
   "ttfb-20": firstByte(20),
   "ttfb-50": firstByte(50),
+  "fail-prohibited": failures("administratively prohibited", 2),
+  "fail-net": failures("network unreachable", 3),
+  "fail-host": failures("host unreachable", 4),
+  "fail-refused": failures("connection refused", 5),
   idle: { ...IDLE, subjects: relays },
   heap: {
     title: "messages of 64 bytes leave the heap where it was",
@@ -158,11 +174,29 @@ function pingPong(connections: number): Measure {
   };
 }
 
+/** The destination refuses by SOCKS5's reply of the port's number. */
+function failures(said: string, reply: number): Measure {
+  return {
+    title: `connections that fail, 8 at a time: ${said}`,
+    kind: "shared",
+    subjects: isTruthful,
+    run: async (subject, { failures: count }) => {
+      const args = ["-c", "8", "-P", `${reply}`, "-n", `${count}`];
+      const { result, cpuNs } = await load(subject, "fail", args);
+      return { ...result, cpuUs: cpuNs / 1000 / result.done };
+    },
+    columns: [
+      ["done", "failed as they should", 0], ["stalled", "took a second", 0], ["cpuUs", "CPU µs/conn", 1],
+      ["p50", "p50 µs", 0], ["p99", "p99 µs", 0], ["slowestMs", "slowest ms", 1],
+    ],
+  };
+}
+
 function firstByte(ms: number): Measure {
   return {
     title: `time to first byte, each handshake reply of the upstream ${ms} ms late`,
     kind: "shared",
-    subjects: everyone,
+    subjects: connecting,
     upstreamMs: ms,
     run: async (subject, { ttfbSamples }) => {
       // One after the other; the load stops at the first exchange that ends after its time.
@@ -198,6 +232,9 @@ interface LoadResult {
   readonly p99: number;
   readonly p999: number;
   readonly firstByteP50: number;
+  readonly slowestMs: number;
+  /** As many as had to ask a second time. */
+  readonly stalled: number;
 }
 
 /** A client that has opened what it needs, and waits for the word to begin. */

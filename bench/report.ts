@@ -123,6 +123,7 @@ function targets(results: Results): { relay: Target[]; egress: Target[] } {
       met: Number.isNaN(found) ? null : found <= bound,
     });
   };
+  truthful(relay, of);
   absolute("idle", "bytesFew", 1024, "user memory per idle tunnel, few: bytes");
   absolute("idle", "bytesMany", 1024, "user memory per idle tunnel, many: bytes");
   absolute("idle", "fds", 2, "fds per idle tunnel");
@@ -138,6 +139,33 @@ function targets(results: Results): { relay: Target[]; egress: Target[] } {
   compare("chain-up-4", "cpuPerGb", predecessors, "<=", 0.6, "chain, bulk up: CPU per GB");
   compare("chain-rr", "cpuUs", predecessors, "<", 1, "chain, CPU per connection");
   return { relay, egress };
+}
+
+/** Truthful connect() against the same program without it, and that nobody waits for a second SYN. */
+function truthful(into: Target[], of: (measure: MeasureName, subject: SubjectName) => Numbers[] | undefined): void {
+  const rate = ratio(of("rr", "transplice+truthful"), of("rr", "transplice"), "perSecond");
+  into.push({
+    what: "truthful: connections per second against plain >= 0.85",
+    found: rate === null ? "not measured" : `${rate.median.toFixed(2)} (${rate.least.toFixed(2)}-${rate.most.toFixed(2)})`,
+    met: rate === null ? null : holds(rate.median, ">=", 0.85),
+  });
+  const plain = of("rr-1", "transplice");
+  const more = of("rr-1", "transplice+truthful")?.map(({ p50 = NaN }, rep) => p50 - (plain?.[rep]?.["p50"] ?? NaN));
+  const found = median(more ?? []);
+  into.push({
+    what: "truthful: a connection's time more than plain, one at a time, p50: µs <= 60",
+    found: Number.isNaN(found) ? "not measured" : found.toFixed(0),
+    met: Number.isNaN(found) ? null : found <= 60,
+  });
+  for (const kind of ["prohibited", "net", "host", "refused"] as const) {
+    const reps = of(`fail-${kind}`, "transplice+truthful");
+    const sum = (key: string): number => (reps ?? []).reduce((all, numbers) => all + (numbers[key] ?? 0), 0);
+    into.push({
+      what: `truthful: failures that take a second, ${kind} <= 0`,
+      found: reps === undefined ? "not measured" : `${sum("stalled")} of ${sum("done")}`,
+      met: reps === undefined ? null : sum("stalled") === 0,
+    });
+  }
 }
 
 type Relation = "<=" | ">=" | "<";

@@ -20,12 +20,12 @@ import {
 } from "./measures.ts";
 import { resultsFile, table, type Results } from "./report.ts";
 import {
-  BIN, DESTINATION, GO_PEERS, missing, othersBetween, portOf, readMachine, redirected, ROOT, SCRATCH,
+  BIN, DESTINATION, GO_PEERS, isTruthful, missing, othersBetween, portOf, readMachine, redirected, ROOT, SCRATCH,
   startSubject, stop, SUBJECTS, type Subject, type SubjectName,
 } from "./subjects.ts";
 
 /** What --quick is content with. */
-const QUICK_SUBJECTS = "direct,limit,transplice,transplice-egress,transplice-chain";
+const QUICK_SUBJECTS = "direct,limit,transplice,transplice+truthful,transplice-egress,transplice-chain";
 /** A measurement waits while others have more of the machine than this, and if they had, ... */
 const OTHERS_MAX = 0.05;
 /** ... is made again, so often at most. */
@@ -33,9 +33,11 @@ const ATTEMPTS = 3;
 /** Waiting and repeating, all measurements together: a busy machine must not hold us for hours. */
 const PATIENCE_MS = 180_000;
 const QUICK_MEASURES =
-  "down-4,up-4,rr,pp-64,http,ttfb-20,idle,heap,egress-down-4,egress-rr,egress-idle,chain-rr";
+  "down-4,up-4,rr,rr-1,pp-64,http,ttfb-20,fail-host,fail-refused,idle,heap,egress-down-4,egress-rr,egress-idle,chain-rr";
 /** Who must not lose a connection. */
-const OURS = ["direct", "limit", "transplice", "transplice-egress", "transplice-chain"] as const;
+const OURS = [
+  "direct", "limit", "transplice", "transplice+truthful", "transplice-egress", "transplice-chain",
+] as const;
 
 const { values: flags } = parseArgs({
   options: {
@@ -138,8 +140,11 @@ function prepareNetwork(subjects: readonly SubjectName[]): void {
   sysctl("net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1");
   for (const subject of subjects) {
     for (const [tool, match] of redirected(subject)) {
-      run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", ...match,
-        "-j", "REDIRECT", "--to-ports", `${portOf(subject)}`);
+      const port = `${portOf(subject)}`;
+      run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", ...match, "-j", "REDIRECT", "--to-ports", port);
+      if (!isTruthful(subject)) continue;
+      run(tool, "-t", "raw", "-A", "OUTPUT", "-p", "tcp", "--syn", ...match,
+        "-j", "NFQUEUE", "--queue-num", port, "--queue-bypass");
     }
   }
 }

@@ -23,7 +23,8 @@ const FIRST_INNER_PORT = 1200;
 export const DESTINATION = "198.18.0.1";
 
 const RELAYS = [
-  "direct", "limit", "transplice", "transplice+log", "node-pipe", "redsocks", "transocks",
+  "direct", "limit", "transplice", "transplice+log", "transplice+truthful", "node-pipe", "redsocks",
+  "transocks",
 ] as const;
 const EGRESSES = ["transplice-egress", "usocksd", "dante", "microsocks"] as const;
 const CHAINS = ["transplice-chain", "transocks+usocksd"] as const;
@@ -89,6 +90,9 @@ export const GO_PEERS: Readonly<Record<string, readonly string[]>> = {
 export const portOf = (name: SubjectName): number => FIRST_PORT + SUBJECTS.indexOf(name);
 
 const innerPortOf = (name: SubjectName): number => FIRST_INNER_PORT + SUBJECTS.indexOf(name);
+
+/** Whose SYNs are held, in the NFQUEUE of the port's number. */
+export const isTruthful = (name: SubjectName): boolean => name === "transplice+truthful";
 
 /** What is redirected to the subject's port, as its rule says it to each tool of the firewall. */
 export function redirected(name: SubjectName): [tool: string, match: string[]][] {
@@ -159,6 +163,11 @@ function commandOf(name: SubjectName, options: SubjectOptions): string[] {
       return transplice(name, options, relayKeys(port, TARGET_PORT), "warning");
     case "transplice+log":
       return transplice(name, options, relayKeys(port, TARGET_PORT), "info");
+    case "transplice+truthful":
+      return transplice(name, options, [
+        ...relayKeys(port, TARGET_PORT), "[connect]", "truthful = true", 'without = "refuse"',
+        `queue = ${port}`,
+      ], "warning");
     case "transplice-egress":
       return transplice(name, options, egressKeys(port), "warning");
     case "transplice-chain":
