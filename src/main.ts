@@ -82,7 +82,7 @@ async function firewalled(
 }
 
 async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {
-  const loaded = await loadConfig(file, overrides, reading);
+  const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   const [config, problems] = "config" in loaded ? [loaded.config, []] : [null, loaded.problems];
   const { out, code } = await doctor(linux(), file, config, problems, json);
   process.stdout.write(out);
