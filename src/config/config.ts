@@ -6,7 +6,7 @@ import type { AccessSettings, PortRange } from "../policy/access.ts";
 import type { Cause, Trust } from "../policy/cause.ts";
 import type { Affinity, EgressAddress } from "../policy/egress.ts";
 import type { Network } from "../policy/network.ts";
-import type { Credentials } from "../protocol/handshake.ts";
+import type { Credentials, Disclosed } from "../protocol/handshake.ts";
 
 /** A socket address to listen on or to dial: the text for people, the bytes for the kernel. */
 export interface SocketAddress {
@@ -144,6 +144,10 @@ export interface Config {
   };
   /** Greeting, authentication and request in one write. */
   readonly pipelined: boolean;
+  /** Whether, and how, an HTTP upstream is told who asks. */
+  readonly disclosed: Disclosed;
+  /** An HTTP upstream's refusal is passed on to the client. */
+  readonly forwardsRefusals: boolean;
   /** What a client learns of a connection that failed. */
   readonly connect: {
     readonly trust: Trust;

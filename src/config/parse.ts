@@ -536,6 +536,8 @@ function assembled(values: Values, relays: readonly Relay[], egress: EgressConfi
       pipeBytes: values["limits.pipe_size"],
     },
     pipelined: values["upstream.pipelined"],
+    disclosed: values["upstream.disclose_client"],
+    forwardsRefusals: values["upstream.on_refusal"] === "forward",
     connect: {
       trust: values["connect.trust"],
       unknownAs: values["connect.unknown_as"],
@@ -598,7 +600,7 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
     );
   }
   if (upstream === null) {
-    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "connect.trust", "connect.unknown_as", "connect.truthful", "firewall.manage"] as const) {
+    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "upstream.disclose_client", "upstream.on_refusal", "connect.trust", "connect.unknown_as", "connect.truthful", "firewall.manage"] as const) {
       if (file.has(key)) {
         warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
       }

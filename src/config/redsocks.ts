@@ -309,12 +309,10 @@ class Reader {
         this.#problem(keys.lineOf(key), key, `found ${quoted(value)}; allowed: ${allowed}`);
       }
     }
-    const disclosed = keys.word("disclose_src");
-    if (disclosed !== undefined && !FALSE.includes(disclosed)) {
-      this.#unsupported(keys.lineOf("disclose_src"), "disclose_src", "the client's address is not told to the upstream");
-    }
-    if (keys.word("on_proxy_fail") === "forward_http_err") {
-      this.#warn(keys.lineOf("on_proxy_fail"), "on_proxy_fail", "the upstream's error page is not passed on: the client's connection is reset");
+    for (const key of ["disclose_src", "on_proxy_fail"]) {
+      const value = keys.word(key);
+      if (value === undefined || FALSE.includes(value) || value === "close" || keys.word("type") === "http-connect") continue;
+      this.#problem(keys.lineOf(key), key, "is for http-connect only");
     }
     for (const key of ["listenq", "min_accept_backoff", "max_accept_backoff"]) {
       if (keys.has(key)) this.#warn(keys.lineOf(key), key, "is not needed and has no effect");
@@ -490,6 +488,17 @@ class Reader {
     }
   }
 
+  /** A key of http-connect, which is one for all here: of two sections that differ, the first counts. */
+  #sayOfHttp(instances: readonly Instance[], key: string, ours: SettingKey, written: (value: string) => string | null): void {
+    const of = instances.filter(({ keys }) => keys.word("type") === "http-connect");
+    const said = of.map(({ keys }) => written(keys.word(key) ?? ""));
+    const first = said.findIndex((value) => value !== null);
+    if (first === -1) return;
+    const line = of[first]!.keys.lineOf(key);
+    this.#say(ours, tomlString(said[first]!), line);
+    if (said.some((value) => value !== said[first])) this.#warn(line, key, "is not the same in all sections; this one counts for all");
+  }
+
   /** What redsocks had for each section and we have for all. */
   #ofAll(instances: readonly Instance[], first: Instance): void {
     const timeouts = instances.map(({ keys }) => keys.number("timeout")).filter((seconds) => seconds !== undefined);
@@ -499,6 +508,8 @@ class Reader {
     } else if (seconds > 0) {
       this.#say("timeouts.dial", `"${seconds}s"`, first.keys.lineOf("timeout"), timeouts.some((other) => other !== seconds) ? "the longest of several" : null);
     }
+    this.#sayOfHttp(instances, "disclose_src", "upstream.disclose_client", (value) => DISCLOSED.get(value) ?? null);
+    this.#sayOfHttp(instances, "on_proxy_fail", "upstream.on_refusal", (value) => (value === "forward_http_err" ? "forward" : null));
     const spliced = instances.map(({ keys }) => keys.flag("splice"));
     const off = instances.find(({ keys }) => keys.flag("splice") === false);
     if (off !== undefined && spliced.every((flag) => flag === false)) {
@@ -587,6 +598,11 @@ class Reader {
     }
   }
 }
+
+/** What disclose_src may be, in our words. */
+const DISCLOSED: ReadonlyMap<string, string> = new Map([
+  ["X-Forwarded-For", "x-forwarded-for"], ["Forwarded_ip", "forwarded"], ["Forwarded_ipport", "forwarded-with-port"],
+]);
 
 /** What is not quite the same of an upstream. */
 function upstreamNotes(upstream: string, keys: Keys): string[] {

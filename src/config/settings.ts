@@ -263,6 +263,20 @@ export const SETTINGS = {
       "Send greeting, authentication and request at once, where the upstream is known to allow it.",
     example: "true",
   },
+  "upstream.disclose_client": {
+    kind: "enum",
+    values: ["off", "x-forwarded-for", "forwarded", "forwarded-with-port"],
+    default: '"off"',
+    description: "Tell an HTTP upstream who asks, in a field of the CONNECT request: X-Forwarded-For, or Forwarded (RFC 7239).",
+    example: '"x-forwarded-for"',
+  },
+  "upstream.on_refusal": {
+    kind: "enum",
+    values: ["reset", "forward"],
+    default: '"reset"',
+    description: "What the client gets where an HTTP upstream refuses: a reset, or the upstream's answer to read, which only a client that speaks HTTP understands.",
+    example: '"forward"',
+  },
   "connect.trust": {
     kind: "trust",
     default: '"standard"',

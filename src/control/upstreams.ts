@@ -66,6 +66,8 @@ export class Upstreams {
       addresses: upstream.kind === "direct" ? [] : withSlot(upstream),
       credentials: upstream.kind === "direct" ? null : upstream.credentials,
       pipelined: config.pipelined,
+      disclosed: config.disclosed,
+      forwards: config.forwardsRefusals,
       trust: trust ?? config.connect.trust,
     });
     return {

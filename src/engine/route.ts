@@ -8,7 +8,7 @@ import { type Cause, PRESETS, type Trust } from "../policy/cause.ts";
 import type { Own } from "../policy/own.ts";
 import type { EgressSettings } from "./egress.ts";
 import type { TruthfulSettings } from "./syns.ts";
-import type { Credentials, Destination, Handshake } from "../protocol/handshake.ts";
+import type { Credentials, Destination, Disclosed, Handshake } from "../protocol/handshake.ts";
 import { HttpConnect } from "../protocol/http-connect.ts";
 import { Socks4Client } from "../protocol/socks4-client.ts";
 import { Socks5Client } from "../protocol/socks5-client.ts";
@@ -20,6 +20,9 @@ export interface UpstreamSettings {
   readonly credentials: Credentials | null;
   readonly pipelined: boolean;
   readonly trust: Trust;
+  readonly disclosed: Disclosed;
+  /** The client may read an answer that refuses, of HTTP; else it is reset. */
+  readonly forwards: boolean;
 }
 
 /** Crosses threads: data only. */
@@ -75,6 +78,8 @@ export class Upstream {
   readonly trust: Trust;
   readonly #credentials: Credentials | null;
   readonly #pipelined: boolean;
+  readonly #disclosed: Disclosed;
+  readonly forwards: boolean;
   /** The address that answered last: the next dial begins with it. */
   preferred = 0;
 
@@ -83,6 +88,8 @@ export class Upstream {
     this.trust = settings.trust;
     this.#credentials = settings.credentials;
     this.#pipelined = settings.pipelined;
+    this.#disclosed = settings.disclosed;
+    this.forwards = settings.forwards && settings.kind === "http";
     this.#all = settings.addresses.map(({ bytes, slot }) => {
       const memory = sys.memory(SOCKADDR_SIZE);
       memory.bytes.set(bytes);
@@ -91,11 +98,16 @@ export class Upstream {
     this.addresses = this.#all.filter((_, i) => !settings.addresses[i]!.drained);
   }
 
-  /** Not for "direct", which has no handshake. */
-  handshake(destination: Destination): Handshake {
+  /** It is told who asks. */
+  get discloses(): boolean {
+    return this.#disclosed !== "off" && this.kind === "http";
+  }
+
+  /** Not for "direct", which has no handshake. `client`: if it discloses. */
+  handshake(destination: Destination, client: Destination | null): Handshake {
     switch (this.kind) {
       case "http":
-        return new HttpConnect(destination, this.#credentials);
+        return new HttpConnect(destination, this.#credentials, client === null ? null : { as: this.#disclosed, client });
       case "socks4":
         return new Socks4Client(destination, this.#credentials);
       default:
@@ -120,6 +132,7 @@ export class Upstream {
 /** No upstream at all. */
 export const DIRECT: UpstreamSettings = {
   kind: "direct", addresses: [], credentials: null, pipelined: false, trust: PRESETS.nothing,
+  disclosed: "off", forwards: false,
 };
 
 /** Family, port and address are the same; flow label and scope do not count. */

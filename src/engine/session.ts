@@ -25,7 +25,7 @@ import {
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
 import { type Cause, causeOfErrno, causeOfReply, causeOfStatus, type Trust } from "../policy/cause.ts";
 import { isMapped, portOf } from "../policy/own.ts";
-import type { Failure, Handshake } from "../protocol/handshake.ts";
+import type { Destination, Failure, Handshake } from "../protocol/handshake.ts";
 import type { Refusal, Syn } from "../protocol/syn.ts";
 import { assert } from "./assert.ts";
 import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES, NOW } from "./counters.ts";
@@ -143,6 +143,8 @@ export class Session implements Task, Waiter, FrontHost {
   #dialUntilMs = 0;
   #waveUntilMs = 0;
   #why: Ending = FINISHED;
+  /** What is told where both ends finish: the upstream's refusal that the client was given to read. */
+  #instead: Ending = FINISHED;
   #refusalSaid = false;
   #upFinPassed = false;
   #downFinPassed = false;
@@ -213,6 +215,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#fronted = role === "socks";
     this.#syn = NO_SYN;
     engine.table.begin(this.row, this.#id, this.#fronted ? 1 : 0, engine.counters[NOW]!);
+    this.#instead = FINISHED;
     this.#upstream = upstream;
     this.#attempt = 0;
     this.#dialErrno = 0;
@@ -621,7 +624,7 @@ export class Session implements Task, Waiter, FrontHost {
     const { sys, output } = this.#engine;
     let length = 0;
     if (this.#upstream.kind !== "direct") {
-      this.#handshake = this.#upstream.handshake(this.#destination());
+      this.#handshake = this.#upstream.handshake(this.#endpoint(DESTINATION), this.#upstream.discloses ? this.#endpoint(CLIENT) : null);
       const step = this.#handshake.advance(output.bytes, 0, 0, output.bytes);
       assert(step.do === "write", "a client speaks first");
       length = step.length;
@@ -804,9 +807,19 @@ export class Session implements Task, Waiter, FrontHost {
           if (start < end && !this.#preload(into, start, end)) return;
           return this.#startRelay();
         case "fail":
-          return this.#end(failed(step.failure, this.#upstream.trust));
+          return this.#failed(step.failure, into, start, end);
       }
     }
+  }
+
+  /** It is over; or what the upstream says of it, input[start, end) and more, is the client's to read. */
+  #failed(failure: Failure, into: Memory, start: number, end: number): void {
+    const why = failed(failure, this.#upstream.trust);
+    const isAnswer = failure.code === "status" || failure.code === "auth-refused";
+    if (!isAnswer || !this.#upstream.forwards || this.#syn !== NO_SYN) return this.#end(why);
+    if (!this.#preload(into, start, end)) return;
+    this.#instead = why;
+    this.#startRelay();
   }
 
   #keepInput(into: Memory, start: number, end: number): void {
@@ -1198,9 +1211,10 @@ export class Session implements Task, Waiter, FrontHost {
     this.#closeServer(reset);
     if (this.#syn !== NO_SYN) this.#endSyn(why);
     else if (this.client.fd >= 0) this.#closeClient(reset);
-    this.#journal(ENDED, why);
+    const told = why === FINISHED ? this.#instead : why;
+    this.#journal(ENDED, told);
     this.#enter(OVER);
-    engine.ended(this, why, engine.nowMs - this.#startedMs);
+    engine.ended(this, told, engine.nowMs - this.#startedMs);
   }
 
   #endFront(why: Ending): void {
@@ -1249,13 +1263,13 @@ export class Session implements Task, Waiter, FrontHost {
     );
   }
 
-  #destination() {
+  /** The sockaddr of the row at `which`. */
+  #endpoint(which: number): Destination {
     const { bytes } = this.#engine.rows;
-    const at = this.row + DESTINATION;
-    const v6 = bytes[at] === AF_INET6;
-    return {
-      bytes, at: at + (v6 ? 8 : 4), length: v6 ? (16 as const) : (4 as const), port: portOf(bytes, at),
-    };
+    const at = this.row + which;
+    const port = portOf(bytes, at);
+    if (bytes[at] !== AF_INET6) return { bytes, at: at + 4, length: 4, port };
+    return isMapped(bytes, at) ? { bytes, at: at + 20, length: 4, port } : { bytes, at: at + 8, length: 16, port };
   }
 
   /** The deadline is now `atMs`. */

@@ -52,6 +52,9 @@ export interface Destination {
   readonly port: number;
 }
 
+/** How an HTTP upstream is told who asks: X-Forwarded-For, or the field of RFC 7239. */
+export type Disclosed = "off" | "x-forwarded-for" | "forwarded" | "forwarded-with-port";
+
 export interface Credentials {
   /** UTF-8, percent-decoded. RFC 1929 allows 1 to 255 bytes; an empty password is allowed. */
   readonly user: Uint8Array;

@@ -9,8 +9,8 @@
  * A 2xx answer has no body whatever its header says: what comes after the empty line is the
  * tunnel's. Lines may end in a bare LF. Each byte of the header is looked at once.
  */
-import { writeHostPort } from "./address.ts";
-import type { Credentials, Destination, Failure, Handshake, Step } from "./handshake.ts";
+import { writeHostPort, writeIpv4, writeIpv6 } from "./address.ts";
+import type { Credentials, Destination, Disclosed, Failure, Handshake, Step } from "./handshake.ts";
 
 /** The longest answer that we keep, interim answers included. Browsers and curl allow as much. */
 const INPUT_BYTES_MAX = 16 * 1024;
@@ -35,13 +35,23 @@ const ascii = (text: string) => Uint8Array.from(text, (character) => character.c
 const CONNECT = ascii("CONNECT ");
 const VERSION_AND_HOST = ascii(" HTTP/1.1\r\nHost: ");
 const USER_AGENT = ascii("\r\nUser-Agent: transplice\r\n");
+const X_FORWARDED_FOR = ascii("X-Forwarded-For: ");
+const FORWARDED_FOR = ascii("Forwarded: for=");
 const AUTHORIZATION = ascii("Proxy-Authorization: Basic ");
 const END_OF_LINE = ascii("\r\n");
+const QUOTE = 0x22;
+const QUOTE_BRACKET = ascii('"[');
+const BRACKET_QUOTE = ascii(']"');
 const SQUID_ERROR = ascii("x-squid-error:");
 const BASE64 = ascii("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/");
 
 /** Of user and password together; with them, the request still fits OUTPUT_BYTES_MAX. */
 export const CREDENTIALS_BYTES_MAX = 2048;
+
+export interface Disclosure {
+  readonly as: Disclosed;
+  readonly client: Destination;
+}
 
 // What we are at.
 const START = 0;
@@ -52,6 +62,7 @@ export class HttpConnect implements Handshake {
   readonly inputBytesMax = INPUT_BYTES_MAX;
   readonly #destination: Destination;
   readonly #credentials: Credentials | null;
+  readonly #disclosure: Disclosure | null;
   #state = START;
   #status = 0;
   /** Where the present answer starts, counted as `#scanned`. */
@@ -64,9 +75,10 @@ export class HttpConnect implements Handshake {
   readonly asked = true;
 
   /** User and password together may not be longer than CREDENTIALS_BYTES_MAX. */
-  constructor(destination: Destination, credentials: Credentials | null) {
+  constructor(destination: Destination, credentials: Credentials | null, disclosure: Disclosure | null = null) {
     this.#destination = destination;
     this.#credentials = credentials;
+    this.#disclosure = disclosure;
   }
 
   advance(input: Uint8Array, start: number, end: number, output: Uint8Array): Step {
@@ -167,8 +179,27 @@ export class HttpConnect implements Handshake {
       to = writeBasic(this.#credentials, output, to);
       to = write(END_OF_LINE, output, to);
     }
+    if (this.#disclosure !== null) to = writeDisclosure(this.#disclosure, output, to);
     return write(END_OF_LINE, output, to);
   }
+}
+
+/** RFC 7239 section 6: what holds a colon stands in quotes, an IPv6 address in brackets. */
+function writeDisclosure({ as, client }: Disclosure, output: Uint8Array, to: number): number {
+  if (as === "off") return to;
+  to = write(as === "x-forwarded-for" ? X_FORWARDED_FOR : FORWARDED_FOR, output, to);
+  if (as === "forwarded-with-port") {
+    output[to++] = QUOTE;
+    to = writeHostPort(client, output, to);
+    output[to++] = QUOTE;
+  } else if (client.length === 4) {
+    to = writeIpv4(client.bytes, client.at, output, to);
+  } else {
+    if (as === "forwarded") to = write(QUOTE_BRACKET, output, to);
+    to = writeIpv6(client.bytes, client.at, output, to);
+    if (as === "forwarded") to = write(BRACKET_QUOTE, output, to);
+  }
+  return write(END_OF_LINE, output, to);
 }
 
 /** Whether a status line may have this byte at this place. */

@@ -521,3 +521,20 @@ scenario("socks4: Dante is asked as a SOCKS4 client asks, and IPv6 is refused at
   assert.equal(ended.reason, "upstream-refused");
   assert.match(String(ended["error"]), /address type/i);
 });
+
+scenario("upstream.on_refusal: an HTTP upstream's refusal is the client's to read", async (stage) => {
+  const upstream = stage.upstream({ protocol: "http", refuse: 503 });
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const settings = { listen: LISTEN, proxy_url: upstream.url(), upstream: { on_refusal: "forward", disclose_client: "forwarded-with-port" } };
+  const relay = await stage.relay(settings);
+  const url = `http://${text(SERVER[4], 80)}/`;
+  const refused = await stage.net.relay.execute("curl", "-sS", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", url);
+  assert.equal(refused.output.trim(), "503");
+  const ended = await relay.ended(text(SERVER[4], 80));
+  assert.equal(ended.reason, "upstream-status");
+  assert.match(upstream.requests[0]!.header, new RegExp(`Forwarded: for="${RELAY[4]}:\\d+"`));
+  relay.configure({ ...settings, upstream: { on_refusal: "reset" } });
+  await relay.reload();
+  assertReset(await curl(stage.net.relay, url));
+  assert.doesNotMatch(upstream.requests[1]!.header, /Forwarded/);
+});

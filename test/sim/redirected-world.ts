@@ -79,6 +79,7 @@ export class RedirectedWorld extends World {
         kind, credentials: this.#login, pipelined: random.chance(0.5),
         addresses: addresses.map((address, slot) => ({ bytes: sockaddr(address), slot, drained: false })),
         trust: PRESETS.standard,
+        disclosed: "off", forwards: false,
       },
       truthful: null,
       unknownAs: "host-unreachable",

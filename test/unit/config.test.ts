@@ -54,6 +54,8 @@ test("the smallest file has all defaults", () => {
     tcp: { keepaliveIdleMs: 180_000, keepaliveIntervalMs: 30_000, keepaliveProbes: 4, userTimeoutMs: 300_000 },
     limits: { whenFull: "wait", pipes: null, pipeBytes: 1_048_576 },
     pipelined: false,
+    disclosed: "off",
+    forwardsRefusals: false,
     connect: { trust: PRESETS.standard, unknownAs: "host-unreachable", truthful: null },
     firewall: {
       backend: "auto", manage: false, onFailure: "open", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],

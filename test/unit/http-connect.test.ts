@@ -4,6 +4,7 @@ import fc from "fast-check";
 import {
   type Credentials,
   type Destination,
+  type Disclosed,
   OUTPUT_BYTES_MAX,
 } from "../../src/protocol/handshake.ts";
 import { CREDENTIALS_BYTES_MAX, HttpConnect } from "../../src/protocol/http-connect.ts";
@@ -61,6 +62,23 @@ describe("HttpConnect: the request", () => {
       ], { do: "finish" });
     }
   });
+  it("tells who asks, as it was told to", () => {
+    const cases: [Disclosed, Destination, string][] = [
+      ["off", IPV4, ""],
+      ["x-forwarded-for", IPV4, "X-Forwarded-For: 192.0.2.1\r\n"],
+      ["x-forwarded-for", IPV6, "X-Forwarded-For: 2001:db8::10\r\n"],
+      ["forwarded", IPV4, "Forwarded: for=192.0.2.1\r\n"],
+      ["forwarded", IPV6, 'Forwarded: for="[2001:db8::10]"\r\n'],
+      ["forwarded-with-port", IPV4, 'Forwarded: for="192.0.2.1:80"\r\n'],
+      ["forwarded-with-port", IPV6, 'Forwarded: for="[2001:db8::10]:65535"\r\n'],
+    ];
+    for (const [as, client, line] of cases) {
+      dialogue(() => new HttpConnect(IPV4, null, { as, client }), [
+        { sends: `${REQUEST.slice(0, -2)}${line}\r\n` },
+        { gets: "HTTP/1.1 200 OK\r\n\r\n" },
+      ], { do: "finish" });
+    }
+  });
   it("fits the output with the longest credentials", () => {
     const credentials = {
       user: new Uint8Array(CREDENTIALS_BYTES_MAX - 1), password: new Uint8Array(1),
@@ -68,7 +86,7 @@ describe("HttpConnect: the request", () => {
     const longest = {
       bytes: new Uint8Array(16).fill(0xff), at: 0, length: 16, port: 65535,
     } as const;
-    const step = new HttpConnect(longest, credentials)
+    const step = new HttpConnect(longest, credentials, { as: "forwarded-with-port", client: longest })
       .advance(new Uint8Array(0), 0, 0, new Uint8Array(OUTPUT_BYTES_MAX));
     assert(step.do === "write" && step.length <= OUTPUT_BYTES_MAX);
   });

@@ -196,6 +196,16 @@ redsocks { local_port = 12349; ip = 10.0.0.1; port = 1080; type = socks5; login 
   ]);
 });
 
+test("disclose_src and on_proxy_fail of http-connect", () => {
+  const http = (line: string): string => `redsocks { local_port = ${line.length + 1}; ip = 10.0.0.1; port = 3128; type = http-connect; ${line} }\n`;
+  const ways = [["X-Forwarded-For", "x-forwarded-for"], ["Forwarded_ip", "forwarded"], ["Forwarded_ipport", "forwarded-with-port"], ["off", "off"]];
+  for (const [theirs, ours] of ways) assert.equal(good(`${BASE}${http(`disclose_src = ${theirs};`)}`).config.disclosed, ours);
+  assert.equal(good(`${BASE}${http("on_proxy_fail = close;")}`).config.forwardsRefusals, false);
+  const { config, warnings } = good(`${BASE}${http("on_proxy_fail = forward_http_err;")}${http("")}`);
+  assert.equal(config.forwardsRefusals, true);
+  assert.deepEqual(warnings, ["r.conf:2: on_proxy_fail: is not the same in all sections; this one counts for all"]);
+});
+
 /** One line more in base. */
 const BASE_PROBLEMS: readonly [string, string][] = [
   ["daemon = 1;", 'daemon: found "1"; allowed: ok, on, yes, true, off, no or false'],
@@ -227,7 +237,8 @@ const REDSOCKS_PROBLEMS: readonly [string, string][] = [
   ["password = S3cret;", "password: stands without login; both are needed, or none"],
   ['bind = "1.2.3.4";', 'bind: found "1.2.3.4"; allowed: "IP:PORT", "[IPv6]:PORT" or ":PORT"'],
   ["disclose_src = yes;", 'disclose_src: found "yes"; allowed: off, no, false, X-Forwarded-For, Forwarded_ip or Forwarded_ipport'],
-  ["disclose_src = Forwarded_ip;", "disclose_src: is not supported: the client's address is not told to the upstream; with --ignore-unsupported it is left out"],
+  ["disclose_src = Forwarded_ip;", "disclose_src: is for http-connect only"],
+  ["on_proxy_fail = forward_http_err;", "on_proxy_fail: is for http-connect only"],
   ["on_proxy_fail = open;", 'on_proxy_fail: found "open"; allowed: close or forward_http_err'],
   ["max_pktqueue = 5;", "max_pktqueue: is not a key of redsocks; there are local_ip, local_port, ip, port, type, login, password, listenq, splice, disclose_src, on_proxy_fail, min_accept_backoff, max_accept_backoff, bind, relay, interface, autoproxy, timeout"],
   ["autoproxy = 1;", "autoproxy: is not supported: there is no direct attempt before the proxy; with --ignore-unsupported it is left out"],
