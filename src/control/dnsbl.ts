@@ -2,7 +2,7 @@
  * Asks the DNS block lists (RFC 5782) about our egress addresses, again and again, and tells which
  * ones are listed. What follows from that, also when most are, is not decided here.
  *
- * Only a clear answer counts, and only when the next clear one agrees. A list that fails, does not
+ * Only a clear answer counts, and but for the very first only when the next clear one agrees. A list that fails, does not
  * answer, refuses us or says what no list says changes nothing: it is complained about once.
  */
 import { addressText } from "../config/endpoint.ts";
@@ -87,9 +87,11 @@ export class Dnsbl {
     const before = new Map(options.previous?.map(({ address, lists }) => [address, lists]));
     this.#entries = options.addresses.flatMap((address, index) =>
       this.#lists.map((list) => {
-        const listed = before.get(this.#texts[index]!)?.includes(list.domain) ?? false;
+        const known = before.get(this.#texts[index]!);
+        const listed = known?.includes(list.domain) ?? false;
         const name = questionName(address, list.domain);
-        return { index, list, name, listed, contradictions: 0 };
+        // Where nothing is known the first answer counts: a listed address is not used for a round more.
+        return { index, list, name, listed, contradictions: known === undefined ? ROUNDS - 1 : 0 };
       }),
     );
   }

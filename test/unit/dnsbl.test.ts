@@ -134,9 +134,26 @@ test("listed after two rounds in a row, clean after two", async () => {
   assert.deepEqual([world.listing(), world.said()], ["---", [CLEAN, "listed: "]]);
 });
 
+test("of an address that nothing is known of, the first answer counts", async () => {
+  const world = new World();
+  world.answers.set(ONE_NAME, "127.0.0.2");
+  world.dnsbl.start();
+  await world.pass(0);
+  assert.deepEqual([world.listing(), world.said()], ["x--", [LISTED, "listed: 0"]]);
+  // What is known is no news after a reload, and changes as ever.
+  const later = new World({ previous: world.dnsbl.states });
+  later.answers.set("2.2.0.192.bl.example", "127.0.0.2");
+  later.dnsbl.start();
+  await later.pass(0);
+  assert.equal(later.listing(), "x--");
+  await later.pass(60_000);
+  assert.equal(later.listing(), "-x-");
+});
+
 test("an answer that is contradicted in the next round changes nothing", async () => {
   const world = new World();
   world.dnsbl.start();
+  await world.pass(0);
   for (let round = 0; round < 10; round++) {
     if (round % 2 === 0) world.answers.set(ONE_NAME, "127.0.0.2");
     else world.answers.delete(ONE_NAME);
@@ -162,9 +179,10 @@ test("SERVFAIL, silence, refusals and nonsense change nothing, in either directi
 
 test("a failure between two answers does not interrupt them", async () => {
   const world = new World();
-  world.answers.set(ONE_NAME, "127.0.0.2");
   world.dnsbl.start();
   await world.pass(0);
+  world.answers.set(ONE_NAME, "127.0.0.2");
+  await world.pass(60_000);
   world.answers.set(ONE_NAME, "ESERVFAIL");
   await world.pass(60_000);
   world.answers.set(ONE_NAME, "127.0.0.2");
@@ -278,6 +296,7 @@ test("close() ends questions and timers, and nothing is told after it", async ()
   second.otherwise = "127.0.0.2";
   second.dnsbl.start();
   await second.pass(0);
+  second.said();
   second.onAsk = () => second.dnsbl.close();
   await second.pass(600_000);
   assert.deepEqual([second.said(), second.asked.length], [[], 2]);
