@@ -4,7 +4,7 @@
  */
 import { strict as assert } from "node:assert";
 import { readFileSync, writeFileSync } from "node:fs";
-import { eventually, type Peer, sleep, text } from "./actors.ts";
+import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
 import {
   asked,
   CLIENTS,
@@ -78,6 +78,15 @@ scenario(
     const long = await tunnel(stage.net.lan, asked(), ECHO);
     long.write("before");
     await long.read(6);
+    // A scraper that keeps its connection: it would notice a port that is closed for a moment.
+    const scraper = await connect(stage.net.proxy, PROXY[4], METRICS_PORT);
+    const scrape = async (): Promise<void> => {
+      scraper.write("GET /metrics HTTP/1.1\r\nHost: m\r\n\r\n");
+      const head = await scraper.readUntil("\r\n\r\n");
+      assert.match(head, /^HTTP\/1\.1 200/);
+      await scraper.read(Number(/content-length: (\d+)/i.exec(head)![1]));
+    };
+    await scrape();
     let over = false;
     const counts: number[] = [];
     const failures: string[] = [];
@@ -102,6 +111,7 @@ scenario(
           }),
         );
         await relay.reload();
+        await scrape();
       }
     });
     const losses = await loaded.finally(() => (over = true));
