@@ -57,6 +57,8 @@ export interface EgressConfig {
   /** New connections per second. null: as they come. */
   readonly ratePerClient: number | null;
   readonly ratePerUser: number | null;
+  /** Of all clients together. */
+  readonly rate: number | null;
   /** SO_BINDTODEVICE; then `addresses` is empty. */
   readonly iface: string | null;
   /** [] = the kernel chooses. */

@@ -59,6 +59,7 @@ export function assembledEgress(
     maxPerUser: values["incoming.max_per_user"],
     ratePerClient: values["incoming.rate_per_client"],
     ratePerUser: values["incoming.rate_per_user"],
+    rate: values["incoming.rate"],
     iface,
     // The predecessor's choice, though it did not say so.
     addresses: iface === null ? merged(values["outgoing.addresses"]) : [],

@@ -417,6 +417,13 @@ export const SETTINGS = {
     description: "How many new connections one user may make.",
     example: '"600/m"',
   },
+  "incoming.rate": {
+    kind: "rate",
+    default: null,
+    otherwise: "no limit",
+    description: "How many new connections all clients together may make.",
+    example: '"2000/s"',
+  },
   "outgoing.allow_sites": {
     kind: "list",
     of: "site",

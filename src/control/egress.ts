@@ -138,6 +138,7 @@ export class EgressControl {
       proxyProtocolFrom: config.proxyProtocolFrom,
       perClient: { most: config.maxPerClient, perSecond: config.ratePerClient },
       perUser: { most: config.maxPerUser, perSecond: config.ratePerUser },
+      inAll: { most: null, perSecond: config.rate },
       outgoing: {
         mark: this.#mark,
         iface: config.iface,

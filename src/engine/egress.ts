@@ -14,6 +14,8 @@ export interface EgressSettings {
   readonly proxyProtocolFrom: readonly Network[];
   readonly perClient: Quota;
   readonly perUser: Quota;
+  /** Of all clients together: only how fast they come. */
+  readonly inAll: Quota;
   readonly outgoing: OutgoingSettings;
   /** Everything that may forbid something, and where it is counted. */
   readonly ruleSlots: readonly { readonly rule: string; readonly slot: number }[];

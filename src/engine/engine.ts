@@ -31,7 +31,7 @@ import { type NameAnswer, NameCache } from "./names.ts";
 import { Orphans } from "./orphans.ts";
 import { Outgoing } from "./outgoing.ts";
 import { Buffers, Pipes } from "./pools.ts";
-import { type Quota, Quotas } from "./quota.ts";
+import { ALL, type Quota, Quotas, TOO_FAST } from "./quota.ts";
 import { Racers } from "./racers.ts";
 import { DIRECT, type Settings, Upstream, type UpstreamSettings } from "./route.ts";
 import { type Role, Session } from "./session.ts";
@@ -385,6 +385,14 @@ export class Engine {
     // In the table, where main finds it if this worker dies.
     if (entry > 0) this.rows.view.setInt32(row + ROW_QUOTAS + 4 * which, entry, true);
     return entry;
+  }
+
+  /** Counts one of all, if they do not come too fast. */
+  paces(quota: Quota): boolean {
+    if (quota.perSecond === null) return true;
+    const entry = this.#quotas.enter(ALL, quota, this.#wallClock());
+    this.#quotas.leave(entry);
+    return entry !== TOO_FAST;
   }
 
   leaveQuotas(row: number): void {

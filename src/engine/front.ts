@@ -326,8 +326,11 @@ export class SocksFront {
     if (refusal !== null) return this.#over(refusal);
     this.#outside = !this.#egress.access.admits(this.#asker());
     // It would hear a refusal, whatever it asks for; while places are few it takes none for that.
-    const inTheWay = this.#outside && this.#engine.admission.crowded;
-    return inTheWay ? this.#over(ending("denied", 0, "allow_from")) : "waits";
+    if (this.#outside) {
+      return this.#engine.admission.crowded ? this.#over(ending("denied", 0, "allow_from")) : "waits";
+    }
+    const { inAll } = this.#egress.settings;
+    return this.#engine.paces(inAll) ? "waits" : this.#over(ending("too-many", 0, "rate"));
   }
 
   #enter(which: 0 | 1, hash: number, quota: Egress["settings"]["perClient"]): Ending | null {

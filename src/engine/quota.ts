@@ -106,6 +106,9 @@ function windowOf(perSecond: number): number {
   return HOUR;
 }
 
+/** What all are counted under, whoever they are. */
+export const ALL = 1;
+
 /** FNV-1a of some bytes and what kind of asker they name: a client and a user never meet. */
 export function hashOf(kind: number, bytes: Uint8Array, at: number, length: number): number {
   let hash = Math.imul(0x811c9dc5 ^ kind, 0x01000193);

@@ -412,6 +412,19 @@ scenario("rate_per_client, rate_per_user: so many new ones in a second", async (
   assert.equal((await most(stage, { user: "bob", password: "b" }, 3)).length, 3, "another user");
 });
 
+scenario("rate: so many new ones in a second of all together; those outside are not of them", async (stage) => {
+  echo(stage, 7000);
+  const inside = CLIENTS[4].slice(0, 4);
+  const relay = await egress(stage, { incoming: { rate: "12/m", allow_from: inside }, workers: 2 });
+  for (let i = 0; i < 20; i++) {
+    assert.equal(await codeOf(stage.net.lan, asked(), { to: SERVER[4], port: 7000, from: CLIENTS[4][9]! }), 2);
+  }
+  const all = (await Promise.all(inside.map((from) => most(stage, { from }, 10)))).flat();
+  // In a minute, or at the end of one and the beginning of the next.
+  assert.ok(all.length >= 12 && all.length <= 24, `${all.length} of 40`);
+  await relay.logged("why", (entry) => entry["reason"] === "too-many" && /\brate\b/.test(String(entry["error"])));
+});
+
 scenario("who is refused by a limit costs no upstream connection and no name", async (stage) => {
   const names = await Names.start(stage, { "web.test": [SERVER[4]] });
   const server = echo(stage, 7000);

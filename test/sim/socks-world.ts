@@ -158,6 +158,7 @@ export class SocksWorld extends World {
       proxyProtocolFrom: [{ bytes: Uint8Array.of(10, 1, 9, 0), prefix: 24 }],
       perClient: drawQuota(random),
       perUser: drawQuota(random),
+      inAll: { most: null, perSecond: drawQuota(random).perSecond },
       outgoing: {
         mark: random.pick([null, 7]), iface: random.pick([null, "tun0"]),
         addresses: exits.addresses, affinity: random.pick(["client", "client-destination", "none"]),
@@ -203,8 +204,8 @@ export class SocksWorld extends World {
   }
 
   override describeSettings(): string {
-    const { login, perClient, perUser, outgoing } = this.#egress;
-    return `${JSON.stringify({ login, perClient, perUser, outgoing })}\n${super.describeSettings()}`;
+    const { login, perClient, perUser, inAll, outgoing } = this.#egress;
+    return `${JSON.stringify({ login, perClient, perUser, inAll, outgoing })}\n${super.describeSettings()}`;
   }
 
   /** The same again, with the addresses in another order: no client should see a difference. */
@@ -238,6 +239,12 @@ export class SocksWorld extends World {
     }
     this.#judgeQuota(this.#egress.perClient, "client", ({ record }) => quotaName(record!.client.bytes));
     this.#judgeQuota(this.#egress.perUser, "user", ({ record }) => record!.user);
+    // Behind a balancer a client is counted when the header has come; those outside never are.
+    judgeRate(
+      this.#calls.flatMap(({ record, local, outside }) =>
+        record !== null && !isBalancer(local.bytes) && !outside ? [record] : []),
+      this.#egress.inAll.perSecond,
+    );
     this.#judgeAffinity();
   }
 
@@ -523,7 +530,7 @@ export class SocksWorld extends World {
 
   #addCall(index: number): void {
     const { random } = this;
-    const { login, perClient, perUser } = this.#egress;
+    const { login, perClient, perUser, inAll } = this.#egress;
     const caller = random.pick(this.#callers);
     const port = random.chance(0.05) ? DENIED_PORT : 1000 + index;
     const version = random.chance(0.7) ? 5 : 4;
@@ -545,7 +552,7 @@ export class SocksWorld extends World {
     if (outside) permitted.push({ said: "nothing", reason: "client-timeout" });
     // While places are few.
     if (!admitted) permitted.push({ said: "nothing", reason: "denied" });
-    if (isLimited(perClient)) permitted.push({ said: "nothing", reason: "too-many" });
+    if (isLimited(perClient) || (admitted && isLimited(inAll))) permitted.push({ said: "nothing", reason: "too-many" });
     if (login && isLimited(perUser)) permitted.push({ said: "reply 2", reason: "too-many" });
     const call: Call = {
       local,

@@ -58,7 +58,7 @@ test("an empty [incoming] is what usocksd did without a file", () => {
       allowNetworks: [], denyNetworks: [], allowPrivate: false, rules: [],
     },
     proxyProtocolFrom: [],
-    maxPerClient: null, maxPerUser: null, ratePerClient: null, ratePerUser: null,
+    maxPerClient: null, maxPerUser: null, ratePerClient: null, ratePerUser: null, rate: null,
     iface: null, addresses: [], affinity: "client",
     dnsbl: { domains: [], intervalMs: 60_000, whenMostListed: "use-all" },
     users: [],
@@ -119,7 +119,7 @@ test("a usocksd.toml means what it meant", () => {
 
 test("what usocksd refused is refused, with the reason", () => {
   assert.deepEqual(bad("[incoming]\nhoge = 1"), [
-    "t:2: incoming.hoge: is not a setting; [incoming] has port, addresses, allow_from, metrics_port, metrics_address, proxy_protocol_from, max_per_client, max_per_user, rate_per_client, rate_per_user",
+    "t:2: incoming.hoge: is not a setting; [incoming] has port, addresses, allow_from, metrics_port, metrics_address, proxy_protocol_from, max_per_client, max_per_user, rate_per_client, rate_per_user, rate",
   ]);
   assert.deepEqual(bad('[incoming]\nallow_from = "10.0.0.0/8"'), [
     't:2: incoming.allow_from: found "10.0.0.0/8" without brackets; allowed: an array of networks and addresses, such as "10.0.0.0/8" and "2001:db8::7"',
@@ -161,6 +161,7 @@ max_per_client = 7
 max_per_user = 8
 rate_per_client = "100/s"
 rate_per_user = "30/m"
+rate = "2000/s"
 [outgoing]
 allow_sites = ["WWW.Example.COM.", ".Example.org", "bücher.example"]
 deny_sites = [""]
@@ -201,7 +202,7 @@ dns = "2s"
   assert.deepEqual(found.metrics.map(({ text }) => text), ["127.0.0.1:1086"]);
   assert.deepEqual(texts(found.access.allowFrom), ["10.0.0.0/8", "2001:db8::7/128"]);
   assert.deepEqual(texts(found.proxyProtocolFrom), ["10.0.0.5/32"]);
-  assert.deepEqual([found.maxPerClient, found.maxPerUser, found.ratePerClient, found.ratePerUser], [7, 8, 100, 0.5]);
+  assert.deepEqual([found.maxPerClient, found.maxPerUser, found.ratePerClient, found.ratePerUser, found.rate], [7, 8, 100, 0.5, 2000]);
   assert.deepEqual(found.access.allowSites, ["www.example.com", ".example.org", "xn--bcher-kva.example"]);
   assert.deepEqual(found.access.denySites, [""]);
   assert.deepEqual(found.access.allowPorts, [{ first: 80, last: 80 }, { first: 8000, last: 8999 }]);
