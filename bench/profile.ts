@@ -6,7 +6,8 @@
  *
  * Made with node's own profiler (--cpu-prof). Clinic's flame does not do here: it stands on 0x,
  * which reads the log of the main thread's isolate (--prof), and the data plane is worker threads,
- * each an isolate of its own. --cpu-prof samples every thread. A system call shows as time in the
+ * each an isolate of its own. --cpu-prof samples every thread, by the clock: so epoll_wait, in which
+ * a worker mostly sleeps, is left out of the graph, and its share is told. A system call shows as time in the
  * function of native-bindings/syscalls.ts that made it; the kernel's own time inside is perf's to
  * show: `perf record -g -p PID`, with --perf-basic-prof in NODE_OPTIONS.
  */
@@ -33,8 +34,11 @@ interface Frame {
 
 const frame = (name: string): Frame => ({ name, micros: 0, children: new Map() });
 
-/** One tree for all samples; frames of the same function under the same parent are one. */
-function tree(profile: Profile): Frame {
+/**
+ * One tree for all samples but those in epoll_wait; frames of the same function under the same
+ * parent are one.
+ */
+function tree(profile: Profile): { root: Frame; asleepMicros: number } {
   const byId = new Map(profile.nodes.map((node) => [node.id, node]));
   const parent = new Map<number, number>();
   for (const node of profile.nodes) for (const child of node.children ?? []) parent.set(child, node.id);
@@ -44,10 +48,15 @@ function tree(profile: Profile): Frame {
     return `${functionName || "(anonymous)"}${file === "" ? "" : ` ${file}:${lineNumber + 1}`}`;
   };
   const root = frame("all");
+  let asleepMicros = 0;
   profile.samples.forEach((sample, i) => {
     const path: string[] = [];
     for (let id: number | undefined = sample; id !== undefined; id = parent.get(id)) path.push(nameOf(id));
     const micros = Math.max(0, profile.timeDeltas[i] ?? 0);
+    if (byId.get(sample)!.callFrame.functionName === "epoll_wait") {
+      asleepMicros += micros;
+      return;
+    }
     root.micros += micros;
     let at = root;
     for (const name of path.reverse().slice(1)) {
@@ -60,7 +69,7 @@ function tree(profile: Profile): Frame {
       at = next;
     }
   });
-  return root;
+  return { root, asleepMicros };
 }
 
 const WIDTH = 1400;
@@ -115,5 +124,8 @@ const profiles = readdirSync(FOLDER)
   .filter(({ nodes }) => nodes.some(({ callFrame }) => callFrame.url.endsWith("/engine/loop.js")));
 if (profiles.length === 0) throw new Error(`no worker's profile was written to ${FOLDER}`);
 const largest = profiles.sort((a, b) => b.samples.length - a.samples.length)[0]!;
-writeFileSync(`${FOLDER}flame.svg`, svg(tree(largest), `one worker under ${values.measures}: ${largest.samples.length} samples`));
+const { root, asleepMicros } = tree(largest);
+const asleep = `${((asleepMicros / (root.micros + asleepMicros)) * 100).toFixed(0)} %`;
+const title = `one worker under ${values.measures}: ${largest.samples.length} samples; not shown: epoll_wait, ${asleep} of the time`;
+writeFileSync(`${FOLDER}flame.svg`, svg(root, title));
 console.log("written: profile/flame.svg");
