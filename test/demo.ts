@@ -49,7 +49,7 @@ async function demonstrate(): Promise<number> {
   ] as const) {
     if (!installed(program)) return fail(`The demo needs ${program} (Debian package ${from}).`);
   }
-  await enter("run `sudo make demo`", "\nStopped. Nothing is left behind.\n");
+  await enter("run `sudo env PATH=\"$PATH\" make demo`", "\nStopped. Nothing is left behind.\n");
   try {
     await show();
     return 0;

@@ -6,11 +6,12 @@
  *     Host      a machine of the network inside: a network namespace with a name
  *     Wire      an Ethernet segment that hosts are plugged into
  *
- * As root the namespaces are made directly, as an ordinary user through a user namespace. The
- * program outside holds the other end of the inner one's standard input: however it goes, by
- * Ctrl-C or by kill -9, the inner one reads the end of it and leaves, and with the first process
- * the kernel ends all others and takes the networks and mounts away. Inside, /run is empty and
- * private, so that locks, names and process-id files are nobody else's.
+ * As root the namespaces are made directly, as an ordinary user through a user namespace, or where
+ * the kernel refuses that, through sudo if it asks for no password. The program outside holds the
+ * other end of the inner one's standard input: however it goes, by Ctrl-C or by kill -9, the inner
+ * one reads the end of it and leaves, and with the first process the kernel ends all others and
+ * takes the networks and mounts away. Inside, /run is empty and private, so that locks, names and
+ * process-id files are nobody else's.
  */
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, writeFileSync } from "node:fs";
@@ -54,9 +55,9 @@ export async function enter(remedy = "run it as root", farewell = ""): Promise<v
     process.exit(1);
   }
   const inner = spawn(
-    "unshare",
+    how.command[0]!,
     [
-      ...how.flags,
+      ...how.command.slice(1),
       "sh",
       "-c",
       FIRST_PROCESS,
@@ -93,20 +94,28 @@ export async function enter(remedy = "run it as root", farewell = ""): Promise<v
   process.exit(status);
 }
 
-/** True inside, when the sandbox was made by an ordinary user: only one user id exists then. */
+/** True inside, when the sandbox is a user namespace's: only one user id exists then. */
 export const unprivileged = (): boolean => process.env[INSIDE] === "user";
 
-function wayIn(): { name: "root" | "user"; flags: string[] } | { refusal: string } {
-  const flags = ["--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+/**
+ * The command that runs another in new namespaces: as root, as root of a user namespace, or by sudo,
+ * where that asks for no password.
+ */
+export function wayIn(): { name: "root" | "user"; command: string[] } | { refusal: string } {
+  const unshare = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"];
+  const path = process.env["PATH"] ?? "";
   const ways = [
-    ...(process.getuid?.() === 0 ? [{ name: "root" as const, flags }] : []),
-    { name: "user" as const, flags: ["--user", "--map-root-user", ...flags] },
+    ...(process.getuid?.() === 0 ? [{ name: "root" as const, command: unshare }] : []),
+    { name: "user" as const, command: [...unshare, "--user", "--map-root-user"] },
+    // With the PATH of the user: node may stand somewhere of his own.
+    { name: "root" as const, command: ["sudo", "-n", "--preserve-env", "env", `PATH=${path}`, ...unshare] },
   ];
   let refusal = "";
-  for (const way of ways) {
-    const trial = spawnSync("unshare", [...way.flags, "ip", "link", "set", "lo", "up"]);
-    if (trial.status === 0) return way;
-    refusal = trial.error?.message ?? String(trial.stderr).trim();
+  for (const { name, command } of ways) {
+    const [program, ...args] = [...command, "ip", "link", "set", "lo", "up"];
+    const trial = spawnSync(program!, args);
+    if (trial.status === 0) return { name, command };
+    refusal ||= trial.error?.message ?? String(trial.stderr).trim();
   }
   return { refusal };
 }

@@ -11,7 +11,7 @@ import { Relay, type Settings, type StartOptions } from "./relay.ts";
 import { enter, type Host } from "./sandbox.ts";
 import { type Script, Upstream } from "./upstream.ts";
 
-await enter("run the tests as root");
+await enter("run the tests as root, as `sudo env PATH=\"$PATH\" make test` does");
 
 const LINES_SHOWN = 60;
 const SCENARIO_MS = 60_000;
