@@ -19,6 +19,7 @@ import type { Memory } from "../../native-bindings/syscalls.ts";
 import { isMapped, portOf } from "../policy/own.ts";
 import { readSyn, type Refusal, Syn } from "../protocol/syn.ts";
 import { assert } from "./assert.ts";
+import { Conntrack } from "./conntrack.ts";
 import { HEARD, PAIRED, UNANSWERED, UNHELD } from "./counters.ts";
 import type { Engine } from "./engine.ts";
 import type { Source, Task } from "./loop.ts";
@@ -57,6 +58,7 @@ export class Syns implements Task {
   #settings: TruthfulSettings;
   readonly #table: SynTable;
   readonly #refuser: Refuser;
+  readonly #conntrack: Conntrack;
   readonly #queues = new Map<number, SynQueue>();
   readonly #lanes: (SynQueue | undefined)[] = [];
   readonly #verdict: Memory;
@@ -77,6 +79,7 @@ export class Syns implements Task {
     this.#table = new SynTable(shared, Math.random() * 2 ** 32);
     this.#heardMs = new Float64Array(slots);
     this.#refuser = new Refuser(engine);
+    this.#conntrack = new Conntrack(engine);
     this.#verdict = engine.sys.memory(VERDICT_BYTES);
     this.#saved = engine.sys.memory(SAVED_SYN_BYTES);
   }
@@ -123,6 +126,7 @@ export class Syns implements Task {
   dispose(): void {
     this.#answerEarly();
     this.#refuser.dispose();
+    this.#conntrack.dispose();
   }
 
   // ---- what a queue calls
@@ -227,33 +231,48 @@ export class Syns implements Task {
   /** A connection was accepted: true if it is a session's that waits for it. */
   pair(fd: number): boolean {
     if (this.granted === 0) return false;
-    const { sys, counters } = this.#engine;
+    const slot = this.#slotOf(fd);
+    if (slot < 0 || this.#table.state(slot) !== GRANTED) return false;
+    this.#engine.counters[PAIRED]!++;
+    this.#engine.sessionOf(this.#table.row(slot)).accepted(fd);
+    return true;
+  }
+
+  /** By its SYN, which the kernel has kept; where it has not, as with SYN cookies, by its first port. */
+  #slotOf(fd: number): number {
+    const { sys } = this.#engine;
     const { bytes } = this.#saved;
     const syn = this.#accepted;
     bytes[0] = 0;
-    const result = sys.getsockopt(fd, SOL_TCP, TCP_SAVED_SYN, this.#saved, 0, SAVED_SYN_BYTES);
-    if (result < 0 || !readSyn(bytes, 0, SAVED_SYN_BYTES, syn) || !this.#readDestination(fd, syn)) {
-      return false;
+    if (sys.getsockopt(fd, SOL_TCP, TCP_SAVED_SYN, this.#saved, 0, SAVED_SYN_BYTES) < 0) return -1;
+    if (readSyn(bytes, 0, SAVED_SYN_BYTES, syn)) {
+      return this.#readDestination(fd, syn) ? this.#table.findAccepted(syn) : -1;
     }
-    const slot = this.#table.findAccepted(syn);
-    if (slot < 0 || this.#table.state(slot) !== GRANTED) return false;
-    counters[PAIRED]!++;
-    this.#engine.sessionOf(this.#table.row(slot)).accepted(fd);
-    return true;
+    return this.#readEnds(fd, syn) && this.#readDestination(fd, syn) ? this.#table.find(syn) : -1;
+  }
+
+  /** Who has connected, and from which port before it was translated. */
+  #readEnds(fd: number, syn: Syn): boolean {
+    const { sys, settings } = this.#engine;
+    const { bytes } = this.#saved;
+    if (sys.getsockname(fd, this.#saved, 0) < 0) return false;
+    const localPort = readAddress(bytes, syn, syn.destination);
+    if (sys.getpeername(fd, this.#saved, 0) < 0) return false;
+    const peerPort = readAddress(bytes, syn, syn.source);
+    syn.sourcePort = settings.mode === "tproxy" ? peerPort
+      : this.#conntrack.originalPort(syn.family, syn.destination, localPort, syn.source, peerPort);
+    return syn.sourcePort !== 0;
   }
 
   /** The SYN that was saved had its destination translated. */
   #readDestination(fd: number, syn: Syn): boolean {
     const { sys, settings } = this.#engine;
-    const { bytes } = this.#saved;
     let result: number;
     if (settings.mode === "tproxy") result = sys.getsockname(fd, this.#saved, 0);
     else if (syn.family === 6) result = sys.getsockopt(fd, SOL_IPV6, IP6T_SO_ORIGINAL_DST, this.#saved, 0, 28);
     else result = sys.getsockopt(fd, SOL_IP, SO_ORIGINAL_DST, this.#saved, 0, 16);
     if (result < 0) return false;
-    syn.destinationPort = portOf(bytes, 0);
-    const at = bytes[0] !== AF_INET6 ? 4 : isMapped(bytes, 0) ? 20 : 8;
-    for (let i = 0; i < (syn.family === 4 ? 4 : 16); i++) syn.destination[i] = bytes[at + i]!;
+    syn.destinationPort = readAddress(this.#saved.bytes, syn, syn.destination);
     return true;
   }
 
@@ -305,6 +324,14 @@ export class Syns implements Task {
     const result = this.#engine.sys.send(fd, this.#verdict, 0, VERDICT_BYTES, MSG_DONTWAIT);
     if (result < 0) this.#engine.counters[UNANSWERED]!++;
   }
+}
+
+/** Copies the address of the sockaddr at bytes[0] and notes its family. Answers its port. */
+function readAddress(bytes: Uint8Array, syn: Syn, into: Uint8Array): number {
+  const at = bytes[0] !== AF_INET6 ? 4 : isMapped(bytes, 0) ? 20 : 8;
+  syn.family = at === 8 ? 6 : 4;
+  for (let i = 0; i < (at === 8 ? 16 : 4); i++) into[i] = bytes[at + i]!;
+  return portOf(bytes, 0);
 }
 
 /** The mark with our eight bits set to these. */

@@ -5,7 +5,7 @@
 import { strict as assert } from "node:assert";
 import { existsSync } from "node:fs";
 import { connect, eventually, type Peer, sleep } from "./actors.ts";
-import { SERVER } from "./network.ts";
+import { FAMILIES, SERVER } from "./network.ts";
 import { Faults, type Relay, type Settings, type StartOptions } from "./relay.ts";
 import { unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
@@ -135,15 +135,29 @@ scenario("an nft chain is deleted, and with it the kernel forgets what it held: 
   assert.equal(upstream.requests.length, 2, "dialled for once each");
 });
 
-scenario("SYN cookies leave no SYN to pair by: dialled for again, after accept", async (stage) => {
+scenario("SYN cookies leave no SYN to pair by: conntrack knows the port", async (stage) => {
   stage.net.relay.sysctl("net.ipv4.tcp_syncookies", 2);
   stage.finally(() => stage.net.relay.sysctl("net.ipv4.tcp_syncookies", 1));
-  const { relay, upstream } = await setting(stage, { refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
-  for (let i = 0; i < 5; i++) await exchange(await client(stage));
-  assert.equal(upstream.requests.length, 10);
-  assert.equal(await errnoOf(client(stage, 81)), "ECONNREFUSED", "what fails, fails as before");
-  // Their own deadline.
-  await relay.logged("the end of those that nobody came for", () => relay.ends().filter(({ reason }) => reason === "client-left").length === 5);
+  const { upstream } = await setting(stage, { refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  for (const family of FAMILIES) {
+    assert.equal(await errnoOf(connect(stage.net.relay, SERVER[family], 81)), "ECONNREFUSED");
+    // The first connection has, for a while, the port that the second comes from.
+    const program = `
+import socket, sys
+for host in sys.argv[1:]:
+    s = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    s.bind(("", 20001))
+    s.connect((host, 80))
+    s.sendall(b"ping")
+    print(s.recv(4).decode(), end=" ")
+    s.close()
+`;
+    const before = upstream.requests.length;
+    const { output } = await stage.net.relay.execute(PYTHON, "-c", program, SERVER[family], family === 4 ? "198.51.100.11" : "2001:db8:100::11");
+    assert.equal(output.trim(), "ping ping");
+    assert.equal(upstream.requests.length, before + 2, "dialled for once each, also where the port was changed");
+  }
 });
 
 scenario("a worker is replaced: what it held is let go, and dialled for after accept", async (stage) => {
@@ -227,6 +241,14 @@ for (const [lacks, keeps] of [["CAP_NET_ADMIN", "net_raw"], ["CAP_NET_RAW", "net
     await exchange(await client(stage));
   });
 }
+
+scenario("root starts it, and it becomes its user with what it needs", async (stage) => {
+  if (unprivileged()) stage.skip("only root can become another user");
+  const { upstream } = await setting(stage, { refuse: ({ port }) => (port === 80 ? 0 : REFUSED) }, { user: "nobody" });
+  assert.equal(await errnoOf(client(stage, 81)), "ECONNREFUSED");
+  await exchange(await client(stage));
+  assert.equal(upstream.requests.length, 2);
+});
 
 scenario("more SYNs than a queue has room for: those that find none are accepted as without the mode", async (stage) => {
   const { relay } = await setting(stage, { refuse: REFUSED });
