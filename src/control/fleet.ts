@@ -184,7 +184,8 @@ export class Fleet {
   /**
    * Spreads the listening sockets of one address over the workers: each that nobody has goes to one
    * that has fewest, or to whoever reads the queue of the same number. Where there are fewer sockets
-   * than workers, they are shared. May be called again, when there are more of either.
+   * than workers, they are shared; but not those of connections whose SYNs are held, which must come to
+   * whoever holds them. May be called again, when there are more of either.
    */
   listen(fds: readonly number[], role: Role): void {
     for (const [i, fd] of fds.entries()) {
@@ -192,7 +193,7 @@ export class Fleet {
       const reader = role === "transparent" ? this.#readerOf(i) : undefined;
       this.#listenOne(reader ?? this.#leastBusy(), fd, role);
     }
-    if (fds.length >= this.size) return;
+    if (fds.length >= this.size || (role === "transparent" && this.#readerOf(0) !== undefined)) return;
     for (const member of this.#members) {
       if (member.leaving || fds.some((fd) => member.fds.has(fd))) continue;
       const fewest = fds.reduce((a, b) => (this.#holders(b).length < this.#holders(a).length ? b : a));
@@ -200,11 +201,15 @@ export class Fleet {
     }
   }
 
-  /** Each queue of SYNs is read by one worker; to be called before listen(). */
-  hold(queues: readonly SynQueue[]): void {
+  /**
+   * Each queue of SYNs is read by one worker; to be called before listen(). `sockets`: as many as each
+   * address has at least; queues without one of their own are read where another's is accepted.
+   */
+  hold(queues: readonly SynQueue[], sockets: number): void {
     for (const queue of queues) {
       const members = this.#members.filter((member) => !member.leaving);
-      this.#holdOne(members.reduce((a, b) => (b.queues.size < a.queues.size ? b : a)), queue);
+      const twin = queue.lane < sockets ? undefined : this.#readerOf(queue.lane % sockets);
+      this.#holdOne(twin ?? members.reduce((a, b) => (b.queues.size < a.queues.size ? b : a)), queue);
     }
   }
 

@@ -168,6 +168,11 @@ export class Listeners {
     return result;
   }
 
+  /** As many sockets as each address of redirected connections has at least. */
+  get fewest(): number {
+    return Math.min(...this.open.filter(({ role }) => role === "transparent").map(({ fds }) => fds.length));
+  }
+
   /**
    * Sockets of redirected connections remember the SYN of each; and the SYN that has a lane in these
    * bits of its mark goes to the socket of that number. Null: neither.
@@ -181,7 +186,7 @@ export class Listeners {
         result = Math.min(result, sys.setsockopt(fd, SOL_TCP, TCP_SAVE_SYN, markShift === null ? 0 : 1));
       }
       // It is the whole group's. Without a lane it leads nowhere, and the kernel chooses by its hash.
-      if (markShift !== null) result = Math.min(result, this.#steer(fds[0]!, markShift));
+      if (markShift !== null && fds.length > 1) result = Math.min(result, this.#steer(fds[0]!, markShift));
     }
     return result;
   }

@@ -151,7 +151,7 @@ export class Service {
     if (!this.#setTunnelsMax(config)) return [this.#tooFewFds(workers)];
     // Inherited, and not in the configuration any more: the process before takes what stands there.
     for (const gone of this.#listeners.obsolete(config)) this.#listeners.close(gone);
-    this.#fleet.hold(this.#queues.open);
+    this.#fleet.hold(this.#queues.open, this.#listeners.fewest);
     for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
     this.#log.info("transplice is ready", {
@@ -269,7 +269,7 @@ export class Service {
     this.#fleet.configure(settings);
     if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
     await this.#fleet.grow(this.#workersOf(config), this.#limits, settings);
-    this.#fleet.hold(queues.opened);
+    this.#fleet.hold(queues.opened, this.#listeners.fewest);
     for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     await this.#fleet.shrink(this.#workersOf(config));
     if (

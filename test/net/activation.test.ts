@@ -13,6 +13,7 @@ import { PROXY, SERVER } from "./network.ts";
 import type { Relay, Settings, StartOptions } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { end, takenOver } from "./successor.ts";
+import { applyRules } from "./truthful.ts";
 import { curl } from "./web.ts";
 
 const sys = linux();
@@ -249,4 +250,16 @@ scenario("sockets that were passed to another process are none of ours", async (
   stage.finally(() => void sys.close(fd));
   await stage.relay(settingsOf(stage), { fds: [fd], env: { LISTEN_PID: "1", LISTEN_FDS: "1", LISTEN_FDNAMES: "relay" } });
   await assertServes(stage, 4);
+});
+
+scenario("truthful connect() on one passed socket: each connection comes to the worker that has dialled for it", async (stage) => {
+  let requests = 0;
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true, heard: () => void requests++ });
+  const settings = {
+    listen: `127.0.0.1:${PORT}`, proxy_url: upstream.url(), workers: WORKERS, mark: 0x1081, connect: { truthful: true, without: "refuse" },
+  };
+  applyRules(stage, settings);
+  await stage.relay(settings, passing([opened(stage, { port: PORT })], null));
+  await assertServes(stage, 40);
+  assert.equal(requests, 40, "dialled for once each");
 });

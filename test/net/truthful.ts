@@ -24,6 +24,7 @@ export function applyRules(stage: Stage, settings: Settings, backend: RulesBacke
   const { status, stderr } = run("apply", "--backend", backend);
   if (status !== 0 && /not installed|incompatible|not supported|does not exist|can't initialize|No such file/.test(stderr)) stage.skip(stderr);
   assert.equal(status, 0, stderr);
+  assert.equal(run("status").stdout, `engaged (${backend})\n`);
 }
 
 /** One line for each attempt: the errno's name, or "ok" and what the server said; and milliseconds. */
