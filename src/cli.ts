@@ -203,11 +203,11 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     .action((file: string | undefined) => settle(migration(file, program.opts<Options>())));
   program
     .command("firewall")
-    .summary("the rules that redirect connections: print, apply, remove, status, check")
+    .summary("the rules that redirect connections: print, apply, remove, release, status, check")
     .description(
-      `The firewall's rules, made of [firewall] and the rest of the configuration. print: say them; apply: set them, in one transaction, in place of our earlier ones; remove: take away all that is ours; status: compare; check: what this host lacks for them, with a command for each. --backend ${alternatives(FIREWALL_BACKENDS)}; without, the first that works here. Exit code of status: 0 engaged, 1 differs, 3 absent, 4 unknown; of the others: 0 done, 1 not.`,
+      `The firewall's rules, made of [firewall] and the rest of the configuration. print: say them; apply: set them, in one transaction, in place of our earlier ones; remove: take away all that is ours, whatever the configuration says; release: do what on_failure says, where a process that managed them has ended without doing it; status: compare; check: what this host lacks for them, with a command for each. --backend ${alternatives(FIREWALL_BACKENDS)}; without, the first that works here. Exit code of status: 0 engaged, 1 differs, 3 absent, 4 unknown, 5 refused or draining; of the others: 0 done, 1 not.`,
     )
-    .usage("print|apply|remove|status|check [-f FILE] [--backend BACKEND]")
+    .usage(`${FIREWALL_ACTIONS.join("|")} [-f FILE] [--backend BACKEND]`)
     .argument("[ACTION]", alternatives(FIREWALL_ACTIONS))
     .allowExcessArguments(false)
     .action((action: string | undefined) => settle(firewallCommand(action, program.opts<Options>())));

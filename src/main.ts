@@ -14,7 +14,7 @@ import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { Activation } from "./control/activation.ts";
 import { doctor, firewallCheck } from "./control/doctor.ts";
-import { firewall } from "./control/firewall.ts";
+import { firewall, type Outcome, removed } from "./control/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import type { ListeningAddress } from "./control/listeners.ts";
 import { Log } from "./control/log.ts";
@@ -68,17 +68,18 @@ async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "mi
 async function firewalled(
   { action, backend, file, overrides, reading }: Command & { kind: "firewall" },
 ): Promise<number> {
+  const say = ({ out, wrong, code }: Outcome): number => {
+    process.stdout.write(out);
+    process.stderr.write(wrong);
+    return code;
+  };
+  if (action === "remove") return say(await removed());
   const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   if ("problems" in loaded) {
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return action === "status" ? 4 : 1;
   }
-  const { out, wrong, code } = action === "check"
-    ? await firewallCheck(file, loaded.config, backend)
-    : await firewall(action, loaded.config, backend);
-  process.stdout.write(out);
-  process.stderr.write(wrong);
-  return code;
+  return say(action === "check" ? await firewallCheck(file, loaded.config, backend) : await firewall(action, loaded.config, backend));
 }
 
 async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {

@@ -150,10 +150,19 @@ export async function examineRulesInForce(sys: Syscalls, setup: Setup, plan: Fir
   const lead = all.filter(({ port }) => port !== null && ports.includes(port));
   const byHand = lead.filter(({ ours }) => !ours);
   const found: Finding[] = [];
+  const { manage } = config.firewall;
   try {
     const is = await standing(backendsOf(config), plan);
+    if (is.state === "refused" && !serving) {
+      found.push(finding("broken", "rules-absent", "transplice has ended, and connections are refused until it runs again, as on_failure says", `transplice -f ${shellWord(setup.file)}`));
+    }
     if (is.state === "differs") {
       found.push(finding("broken", "rules-differ", `the rules in the kernel are not those of the configuration: ${is.lines.slice(0, 3).join("; ")}`, apply));
+    }
+    // They come and go with the process, and come when its upstream has answered.
+    if (is.state === "absent" && manage && !serving) return found;
+    if (["absent", "refused"].includes(is.state) && manage && serving) {
+      return [...found, finding("broken", "rules-absent", "transplice hands nothing over yet: it sets its rules when the upstream has answered, and its log says why not", "systemctl status transplice")];
     }
     if (is.state === "absent" && byHand.length === 0) {
       return [...found, finding("broken", "rules-absent", "no rule hands connections to transplice", apply)];

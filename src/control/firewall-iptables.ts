@@ -4,7 +4,8 @@
  */
 import type { PortRange } from "../policy/access.ts";
 import { merged } from "./firewall-nft.ts";
-import { type FamilyPlan, type FirewallPlan, isRouting, markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-plan.ts";
+import { markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-marks.ts";
+import type { FamilyPlan, FirewallPlan } from "./firewall-plan.ts";
 
 const PREFIX = "TRANSPLICE_";
 /** Stands in a table that was not there before us, so that we can tell when we go. */
@@ -21,14 +22,15 @@ export type OwnTables = ReadonlyMap<string, OwnTable>;
 /** As iptables-save says --syn. */
 const SYN = "-m tcp --tcp-flags FIN,SYN,RST,ACK SYN";
 
-/** What keeps the kernel translating: see firewall-nft.ts. Nothing leads there. */
 const DRAIN = `${PREFIX}DRAIN`;
 
 /** xt_multiport has room for 15, and a range takes two. */
 const MULTIPORT_MAX = 15;
 
+type Tables = Map<string, { chains: string[]; rules: string[]; jumps: string[] }>;
+
 export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables {
-  const tables = new Map<string, { chains: string[]; rules: string[]; jumps: string[] }>();
+  const tables: Tables = new Map();
   const masked = `${hex(plan.mark)}/${hex(markMask(plan))}`;
   const tproxy = `-j TPROXY --on-port ${family.port} --on-ip ${family.address} --tproxy-mark ${masked}`;
   const isRefused = plan.stage === "refused";
@@ -41,7 +43,7 @@ export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables
     if (isRefused) jumps.push(`-I ${name} -p tcp ${SYN} -j ${gate}`);
     else jumps.push(`-A ${name} -p tcp ${table === "raw" ? `${SYN} ` : ""}-j ${gate}`);
     const add = (chain: string, rule: string): void => void rules.push(`-A ${chain} ${rule}`);
-    const routes = isRouting(plan) && table === "mangle";
+    const routes = table === "mangle";
     if (name === "PREROUTING" && routes && plan.output) {
       add(gate, `-i lo -p tcp -m mark --mark ${markMask(plan) === ALL_BITS ? hex(plan.mark) : masked} ${tproxy}`);
     }
@@ -66,9 +68,7 @@ export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables
     for (const target of targets) add(ports, `-p tcp ${target}`);
   };
   const answer = (): OwnTables => new Map([...tables].map(([table, { chains, rules, jumps }]) => [table, { chains, rules: [...rules, ...jumps] }]));
-  if (plan.stage !== "engaged" && plan.mode !== "tproxy") {
-    tables.set("nat", { chains: [DRAIN], rules: [`-A ${DRAIN} -m conntrack --ctstate ESTABLISHED -j RETURN`], jumps: [] });
-  }
+  if (plan.stage !== "engaged") drain(plan, tables);
   if (plan.stage === "draining") return answer();
   if (isRefused) {
     if (plan.output) hook("filter", "OUTPUT", ["-j REJECT --reject-with tcp-reset"]);
@@ -86,6 +86,18 @@ export function iptablesRules(plan: FirewallPlan, family: FamilyPlan): OwnTables
   if (plan.interfaces.length > 0) hook("raw", "PREROUTING", queues);
   if (plan.queues.reject) tables.set("filter", rejections(plan, plan.queues, family.family));
   return answer();
+}
+
+/** See firewall-nft.ts. With REDIRECT nothing leads there: that it asks for translation is enough. */
+function drain(plan: FirewallPlan, tables: Tables): void {
+  if (plan.mode === "redirect") {
+    tables.set("nat", { chains: [DRAIN], rules: [`-A ${DRAIN} -m conntrack --ctstate ESTABLISHED -j RETURN`], jumps: [] });
+    return;
+  }
+  if (plan.interfaces.length === 0) return;
+  const mark = `-j MARK --set-xmark ${hex(plan.mark)}/${hex(markMask(plan))}`;
+  const rules = plan.interfaces.map((iface) => `-A ${DRAIN} -i ${iface} -p tcp -m socket --transparent ${mark}`);
+  tables.set("mangle", { chains: [DRAIN], rules, jumps: [`-A PREROUTING -p tcp -j ${DRAIN}`] });
 }
 
 /**

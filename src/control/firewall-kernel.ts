@@ -6,8 +6,9 @@
 import { readFileSync } from "node:fs";
 import { iptablesRules, NEW_TABLE, type OwnTables, ownTables, tablesOf, transition } from "./firewall-iptables.ts";
 import { NFT_REMOVAL, NFT_TABLE, nftRules } from "./firewall-nft.ts";
-import { type FirewallPlan, isRouting, markMask, ROUTE_PROTOCOL, routeOf, ruleOf } from "./firewall-plan.ts";
-import { type FirewallBackend, iptablesTool, missing, must, type Ran, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
+import { isRouting, markMask, ROUTE_PROTOCOL, routeOf, ruleOf } from "./firewall-marks.ts";
+import type { FirewallPlan } from "./firewall-plan.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, must, type Ran, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
 
 export const NONE: OwnTables = new Map();
 export const FAMILIES = [4, 6] as const;
@@ -101,6 +102,24 @@ export async function tryOut(backend: FirewallBackend, plan: FirewallPlan): Prom
     if (!ran.ok) return `${name}: ${ran.said}`;
   }
   return null;
+}
+
+/** The first that takes the rules, as far as can be told without setting them. Throws a Refusal. */
+export async function usable(backends: readonly FirewallBackend[], plan: FirewallPlan): Promise<FirewallBackend> {
+  requireCapable();
+  const wrong: string[] = [];
+  for (const backend of backends) {
+    const why = await tryOut(backend, plan);
+    if (why === null) return backend;
+    wrong.push(why);
+  }
+  throw new Refusal(`no backend works here: ${wrong.join(" | ")}`);
+}
+
+/** Something of ours is there, whoever set it. */
+export async function isAnyPresent(): Promise<boolean> {
+  for (const backend of FIREWALL_BACKENDS) if ((await present(backend)).size > 0) return true;
+  return isAnyRouted();
 }
 
 export async function apply(backend: FirewallBackend, plan: FirewallPlan): Promise<void> {

@@ -2,7 +2,10 @@
  * FirewallPlan -> one nft table of our own, replaced or removed in one transaction. Pure.
  */
 import type { PortRange } from "../policy/access.ts";
-import { type FamilyPlan, type FirewallPlan, isRouting, markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-plan.ts";
+import { markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-marks.ts";
+import type { FamilyPlan, FirewallPlan } from "./firewall-plan.ts";
+
+const ALL_BITS = 0xffff_ffff;
 
 export const NFT_TABLE = "inet transplice";
 
@@ -10,26 +13,50 @@ export const NFT_TABLE = "inet transplice";
 export const NFT_REMOVAL = `add table ${NFT_TABLE}\ndelete table ${NFT_TABLE}\n`;
 
 export function nftRules(plan: FirewallPlan): string {
-  const sets = plan.families.flatMap(setsOf);
-  if (plan.stage === "draining") return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${drain(plan)}}\n`;
-  const isRefused = plan.stage === "refused";
-  const through = isRefused ? "forward" : "prerouting";
-  const chains = [
-    ...(plan.output ? chainOf(plan, "output") : []),
-    ...(plan.interfaces.length > 0 || isRouting(plan) ? chainOf(plan, through) : []),
-    ...(plan.queues !== null && !isRefused && plan.output ? chainOf(plan, "output", "queue") : []),
-    ...(plan.queues !== null && !isRefused && plan.interfaces.length > 0 ? chainOf(plan, "prerouting", "queue") : []),
-    ...(plan.queues?.reject && !isRefused ? rejections(plan, plan.queues) : []),
-  ];
-  return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${[...sets, ...chains].map((line) => `  ${line}\n`).join("")}${isRefused ? drain(plan) : ""}}\n`;
+  const { stage, output, queues } = plan;
+  const routed = plan.interfaces.length > 0;
+  const lines = stage === "draining" ? [] : plan.families.flatMap(setsOf);
+  const add = (...chains: readonly (readonly string[])[]): void => void lines.push(...chains.flat());
+  if (stage === "engaged") {
+    if (output) add(chainOf(plan, "output", plan.mode));
+    if (routed || plan.mode === "tproxy") add(chainOf(plan, "prerouting", plan.mode));
+    // Where no socket takes it, TPROXY passes it on, and it would be forwarded.
+    if (plan.closed && routed && plan.mode === "tproxy") add(chainOf(plan, "forward", "refuse"));
+    if (queues !== null && output) add(chainOf(plan, "output", "queue"));
+    if (queues !== null && routed) add(chainOf(plan, "prerouting", "queue"));
+    if (queues?.reject) add(rejections(plan, queues));
+  } else {
+    if (stage === "refused" && output) add(chainOf(plan, "output", "refuse"));
+    if (stage === "refused" && routed) add(chainOf(plan, "forward", "refuse"));
+    add(drain(plan));
+  }
+  return `${NFT_REMOVAL}table ${NFT_TABLE} {\n${lines.map((line) => `  ${line}\n`).join("")}}\n`;
 }
 
 /**
- * The kernel stops to translate, and to track, as soon as no rule asks for it any more; and what
- * REDIRECT has handed over would be torn off.
+ * With REDIRECT: the kernel stops to translate, and to track, as soon as no rule asks for it any more,
+ * and what has been handed over would be torn off. With TPROXY: it goes on being delivered here.
  */
-const drain = ({ mode }: FirewallPlan): string =>
-  mode === "tproxy" ? "" : "  chain drain {\n    type nat hook output priority -100; policy accept;\n    ct state established accept\n  }\n";
+function drain(plan: FirewallPlan): string[] {
+  if (plan.mode === "redirect") {
+    return chain("drain", ["type nat hook output priority -100; policy accept;", "ct state established accept"]);
+  }
+  if (plan.interfaces.length === 0) return [];
+  return chain("drain", [
+    "type filter hook prerouting priority -150; policy accept;",
+    `iifname != ${interfacesText(plan)} return`,
+    `meta l4proto tcp socket transparent 1 ${setMark(plan)} accept`,
+  ]);
+}
+
+const chain = (name: string, lines: readonly string[]): string[] => [`chain ${name} {`, ...lines.map((line) => `  ${line}`), "}"];
+const interfacesText = ({ interfaces }: FirewallPlan): string => `{ ${interfaces.map((name) => `"${name}"`).join(", ")} }`;
+const hex = (value: number): string => `0x${value.toString(16)}`;
+
+/** What goes before the value of TPROXY's mark where it is compared; and the statement that sets it. */
+const markIs = (plan: FirewallPlan): string => (markMask(plan) === ALL_BITS ? "meta mark" : `meta mark & ${hex(markMask(plan))} ==`);
+const setMark = (plan: FirewallPlan): string =>
+  markMask(plan) === ALL_BITS ? `meta mark set ${hex(plan.mark)}` : `meta mark set meta mark & ${hex(markMask(plan))} | ${hex(plan.mark)}`;
 
 const SETS = ["exclude", "lifted", "special", "include"] as const;
 
@@ -49,30 +76,24 @@ function setsOf(family: FamilyPlan): string[] {
 type Does = "redirect" | "tproxy" | "refuse" | "queue";
 
 function chainOf(
-  plan: FirewallPlan, hook: "output" | "prerouting" | "forward",
-  mode: Does = plan.stage === "refused" ? "refuse" : plan.mode,
+  plan: FirewallPlan, hook: "output" | "prerouting" | "forward", mode: Does,
 ): string[] {
   const type = mode === "redirect" ? "nat" : mode === "tproxy" && hook === "output" ? "route" : "filter";
   const priority = { queue: -300, tproxy: -150, redirect: -100, refuse: 0 }[mode];
   const name = mode === "queue" ? `${hook}_syn` : hook;
   const ports = `${name}_ports`;
-  const mark = `0x${plan.mark.toString(16)}`;
-  const mask = markMask(plan);
-  const all = mask === 0xffff_ffff;
-  const maskedMark = all ? "meta mark" : `meta mark & 0x${mask.toString(16)} ==`;
-  const setMark = all ? `meta mark set ${mark}` : `meta mark set meta mark & 0x${mask.toString(16)} | ${mark}`;
   const rules = [`type ${type} hook ${hook} priority ${priority}; policy accept;`, "meta l4proto != tcp return"];
   // What stands goes on.
   if (mode === "refuse" || mode === "queue") rules.push("tcp flags & (fin | syn | rst | ack) != syn return");
   if (mode === "tproxy" && hook === "prerouting") {
     // What the output chain has marked comes by again, through the loopback interface.
     for (const family of plan.output ? plan.families : []) {
-      rules.push(`iifname "lo" ${maskedMark} ${mark} meta nfproto ipv${family.family} meta l4proto tcp ${tproxy(family)} accept`);
+      rules.push(`iifname "lo" ${markIs(plan)} ${hex(plan.mark)} meta nfproto ipv${family.family} meta l4proto tcp ${tproxy(family)} accept`);
     }
     if (plan.interfaces.length === 0) rules.push("return");
   }
   if (hook !== "output" && plan.interfaces.length > 0) {
-    rules.push(`iifname != { ${plan.interfaces.map((name) => `"${name}"`).join(", ")} } return`);
+    rules.push(`iifname != ${interfacesText(plan)} return`);
   }
   // The answers of this host's servers, and of servers behind it, go their own way.
   if (mode === "tproxy") rules.push("ct direction reply return");
@@ -102,10 +123,9 @@ function chainOf(
     if (mode === "refuse") last.push(`${tcp} reject with tcp reset`);
     else if (mode === "redirect") last.push(`${tcp} redirect to :${family.port}`);
     else if (mode === "queue") last.push(`${tcp} ${queueOf(plan.queues!, family)}`);
-    else if (hook === "output") last.push(`${tcp} ${setMark}`);
-    else last.push(`${tcp} ${tproxy(family)} ${setMark} accept`);
+    else if (hook === "output") last.push(`${tcp} ${setMark(plan)}`);
+    else last.push(`${tcp} ${tproxy(family)} ${setMark(plan)} accept`);
   }
-  const chain = (called: string, lines: string[]): string[] => [`chain ${called} {`, ...lines.map((line) => `  ${line}`), "}"];
   return [...chain(ports, last), ...chain(name, rules)];
 }
 

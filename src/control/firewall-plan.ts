@@ -30,9 +30,12 @@ export interface FirewallPlan {
   readonly mode: "redirect" | "tproxy";
   /**
    * engaged: connections are handed over. refused: they are reset at once instead. draining: they go
-   * direct. In the last two, what REDIRECT has handed over before goes on.
+   * direct. In the last two, what has been handed over before goes on (with TPROXY, only what came in
+   * by `interfaces`).
    */
   readonly stage: "engaged" | "refused" | "draining";
+  /** What nobody is there to take, although it is handed over, does not go direct. */
+  readonly closed: boolean;
   /** Programs of this host. */
   readonly output: boolean;
   /** Clients that come in by these. */
@@ -112,6 +115,7 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
   return {
     plan: {
       mode, stage: "engaged", families, own, excludeUsers,
+      closed: firewall.manage && firewall.onFailure === "closed",
       output: firewall.output,
       interfaces: firewall.interfaces,
       excludeCgroups: firewall.excludeCgroups.map((path) => path.replace(/^\/+|\/+$/g, "")),
@@ -164,32 +168,3 @@ function listenerOf(
   const address = found.dualStack ? (family === 4 ? "127.0.0.1" : "::1") : host;
   return { port: portOf(found.bytes, 0), address };
 }
-
-/** By which ip rules and routes of ours are known (rtm_protocol): no routing daemon's number. */
-export const ROUTE_PROTOCOL = 181;
-
-/** TPROXY needs packets for foreign addresses delivered here. */
-export const isRouting = ({ mode, stage }: FirewallPlan): boolean => mode === "tproxy" && stage === "engaged";
-
-/** The bits of the mark that are TPROXY's to set and to compare. */
-export const markMask = ({ queues }: FirewallPlan): number =>
-  queues === null ? 0xffff_ffff : ~(0xff << queues.markShift) >>> 0;
-
-/** The mark of a SYN that is to be rejected: the bits, and in them the kind (engine/syns.ts), from 1. */
-export const REJECTIONS = [
-  { 4: "tcp-reset", 6: "tcp-reset" },
-  { 4: "icmp-host-unreachable", 6: "icmp6-addr-unreachable" },
-  { 4: "icmp-net-unreachable", 6: "icmp6-no-route" },
-  { 4: "icmp-admin-prohibited", 6: "icmp6-adm-prohibited" },
-] as const;
-export const rejectMask = ({ markShift }: NonNullable<FirewallPlan["queues"]>): number => (0xf0 << markShift) >>> 0;
-export const rejectMark = ({ markShift }: NonNullable<FirewallPlan["queues"]>, kind: number): number =>
-  ((kind + 1) << (markShift + 4)) >>> 0;
-
-/** As ip(8) says it. */
-export const markText = (plan: FirewallPlan): string => {
-  const mask = markMask(plan);
-  return `0x${plan.mark.toString(16)}${mask === 0xffff_ffff ? "" : `/0x${mask.toString(16)}`}`;
-};
-export const ruleOf = (plan: FirewallPlan): string => `fwmark ${markText(plan)} lookup ${plan.table} protocol ${ROUTE_PROTOCOL}`;
-export const routeOf = ({ table }: FirewallPlan): string => `local default dev lo table ${table} protocol ${ROUTE_PROTOCOL}`;

@@ -13,13 +13,14 @@ import { availableParallelism } from "node:os";
 import type { Config, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { iptablesRules, ownTables, transition } from "./firewall-iptables.ts";
-import { apply, compared, isAnyRouted, isRouted, type Listing, nftLines, NONE, present, removeAll, tableLines } from "./firewall-kernel.ts";
+import { apply, compared, isAnyPresent, isAnyRouted, isRouted, type Listing, nftLines, NONE, present, removeAll, tableLines, usable } from "./firewall-kernel.ts";
 import { NFT_TABLE, nftRules } from "./firewall-nft.ts";
-import { type FirewallPlan, firewallPlan, isRouting, routeOf, ruleOf } from "./firewall-plan.ts";
+import { isRouting, routeOf, ruleOf } from "./firewall-marks.ts";
+import { type FirewallPlan, firewallPlan } from "./firewall-plan.ts";
 import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
 
-export type FirewallAction = "print" | "apply" | "remove" | "status" | "check";
-export const FIREWALL_ACTIONS: readonly FirewallAction[] = ["print", "apply", "remove", "status", "check"];
+export const FIREWALL_ACTIONS = ["print", "apply", "remove", "release", "status", "check"] as const;
+export type FirewallAction = (typeof FIREWALL_ACTIONS)[number];
 
 /** What is to be said, and the exit code. */
 export interface Outcome {
@@ -28,16 +29,19 @@ export interface Outcome {
   readonly code: number;
 }
 
+/** Whatever a configuration says, nothing of ours stays. */
+export const removed = (): Promise<Outcome> =>
+  answered(async () => {
+    await removeAll(null);
+    return said("removed\n");
+  });
+
 export async function firewall(
-  action: Exclude<FirewallAction, "check">, config: Config, asked: FirewallBackend | null,
+  action: Exclude<FirewallAction, "remove" | "check">, config: Config, asked: FirewallBackend | null,
 ): Promise<Outcome> {
-  try {
-    const backends = asked === null ? backendsOf(config) : [asked];
+  const backends = asked === null ? backendsOf(config) : [asked];
+  return answered(async () => {
     switch (action) {
-      case "remove":
-        // Whatever the configuration says now, nothing of ours stays.
-        await removeAll(null);
-        return said("removed\n");
       case "print": {
         const plan = await planned(config);
         return said(rendered(backends.length > 1 ? "nft" : backends[0]!, plan));
@@ -49,14 +53,38 @@ export async function firewall(
         await removeAll(backend);
         return said(`engaged (${backend})\n`);
       }
+      case "release":
+        return release(backends, config);
       case "status":
         return statusOutcome(await standing(backends, await planned(config)));
     }
+  }, action === "status" ? 4 : 1);
+}
+
+async function answered(act: () => Promise<Outcome>, codeOfRefusal = 1): Promise<Outcome> {
+  try {
+    return await act();
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
-    const run = error.run === null ? "" : `; run: ${error.run}`;
-    return { out: "", wrong: `transplice: firewall: ${error.message}${run}\n`, code: action === "status" ? 4 : 1 };
+    return { out: "", wrong: `transplice: firewall: ${refusalText(error)}\n`, code: codeOfRefusal };
   }
+}
+
+export const refusalText = ({ message, run }: Refusal): string => (run === null ? message : `${message}; run: ${run}`);
+
+/** What a guardian does at the end, where there may be none left: in place of rules that stand. */
+async function release(backends: readonly FirewallBackend[], config: Config): Promise<Outcome> {
+  const { manage, onFailure } = config.firewall;
+  if (!manage || config.upstream === null) return said("not managed; rules are left as they are\n");
+  if (!(await isAnyPresent())) return said("absent\n");
+  if (onFailure === "open") return removed();
+  // An upstream's name that nobody resolves is no reason to let connections go direct.
+  const plan = await planned(config).catch(() => planned(config, []));
+  const refused: FirewallPlan = { ...plan, stage: "refused" };
+  const backend = await usable(backends, refused);
+  await apply(backend, refused);
+  await removeAll(backend);
+  return said(`refused (${backend})\n`);
 }
 
 const said = (out: string, code = 0): Outcome => ({ out, wrong: "", code });
@@ -155,7 +183,7 @@ export async function chosen(
 
 export type Standing =
   | { readonly state: "absent" }
-  | { readonly state: "engaged"; readonly backend: FirewallBackend }
+  | { readonly state: FirewallPlan["stage"]; readonly backend: FirewallBackend }
   | { readonly state: "differs"; readonly backend: FirewallBackend; readonly lines: readonly string[] };
 
 /** The rules in the kernel beside those of the plan. Throws a Refusal. */
@@ -168,14 +196,22 @@ export async function standing(backends: readonly FirewallBackend[], plan: Firew
   }
   if (found.size === 0 && !(await isAnyRouted())) return { state: "absent" };
   const backend = [...found.keys()].find((each) => backends.includes(each)) ?? backends[0]!;
-  const tried = await trial(backend, plan);
-  if ("wrong" in tried) throw new Refusal(`cannot compare: ${tried.wrong}`);
-  const lines = [...found.keys()].filter((each) => each !== backend).map((each) => `+ rules of ${each}`);
-  lines.push(...compared(tried.listing, found.get(backend) ?? new Map()));
-  for (const { family } of plan.families) {
-    if (isRouting(plan) && !(await isRouted(family, plan))) lines.push(`- ip -${family} rule ${ruleOf(plan)}`);
+  const differing = async (wanted: FirewallPlan): Promise<string[]> => {
+    const tried = await trial(backend, wanted);
+    if ("wrong" in tried) throw new Refusal(`cannot compare: ${tried.wrong}`);
+    const lines = [...found.keys()].filter((each) => each !== backend).map((each) => `+ rules of ${each}`);
+    lines.push(...compared(tried.listing, found.get(backend) ?? new Map()));
+    for (const { family } of wanted.families) {
+      if (isRouting(wanted) && !(await isRouted(family, wanted))) lines.push(`- ip -${family} rule ${ruleOf(wanted)}`);
+    }
+    return lines;
+  };
+  const lines = await differing(plan);
+  if (lines.length === 0) return { state: "engaged", backend };
+  for (const stage of ["refused", "draining"] as const) {
+    if ((await differing({ ...plan, stage })).length === 0) return { state: stage, backend };
   }
-  return lines.length === 0 ? { state: "engaged", backend } : { state: "differs", backend, lines };
+  return { state: "differs", backend, lines };
 }
 
 function statusOutcome(standing: Standing): Outcome {
@@ -184,6 +220,9 @@ function statusOutcome(standing: Standing): Outcome {
       return said("absent\n", 3);
     case "engaged":
       return said(`engaged (${standing.backend})\n`);
+    case "refused":
+    case "draining":
+      return said(`${standing.state} (${standing.backend})\n`, 5);
     case "differs":
       return said(`differs (${standing.backend}); to mend it: transplice firewall apply\n${standing.lines.join("\n")}\n`, 1);
   }

@@ -54,8 +54,8 @@ const GOOD: readonly [string, string][] = [
 ];
 
 const BAD: readonly [string, string][] = [
-  ["firewall", 'stderr 2: transplice: firewall takes print, apply, remove, status or check'],
-  ["firewall aply", 'stderr 2: transplice: firewall takes print, apply, remove, status or check, not "aply"'],
+  ["firewall", 'stderr 2: transplice: firewall takes print, apply, remove, release, status or check'],
+  ["firewall aply", 'stderr 2: transplice: firewall takes print, apply, remove, release, status or check, not "aply"'],
   ["firewall apply --backend pf", 'stderr 2: transplice: --backend takes nft, iptables or iptables-legacy, not "pf"'],
   ["check --backend nft", "stderr 2: transplice: --backend is a flag of firewall"],
   ["-x", 'stderr 2: transplice: "-x" is not a flag'],
