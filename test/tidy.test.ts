@@ -71,6 +71,21 @@ test("only config and the command line may read the environment", () => {
   }
 });
 
+test("the guardian loads nothing of the data plane, and no package", () => {
+  const loaded = new Set<string>();
+  const load = (file: string): void => {
+    if (loaded.has(file)) return;
+    loaded.add(file);
+    for (const [, name] of read(file).matchAll(/^import (?!type\b)[^;]*?from "([^"]+)"/gm)) {
+      assert.match(name!, /^(\.|node:)/, file);
+      if (name!.startsWith(".")) load(normalize(join(dirname(file), name!)));
+    }
+  };
+  load("src/control/guardian.ts");
+  assert.ok(loaded.has("src/control/firewall-kernel.ts"), "the walk has gone wrong");
+  for (const file of loaded) assert.doesNotMatch(file, DATA_PLANE);
+});
+
 test("protocol and policy have no clock", () => {
   for (const file of files.filter((name) => /^src\/(protocol|policy)\//.test(name))) {
     assert.doesNotMatch(code(file), /\b(Date|performance|hrtime)\b/, file);

@@ -26,6 +26,8 @@ export class Refusal extends Error {
   }
 }
 
+export const refusalText = ({ message, run }: Refusal): string => (run === null ? message : `${message}; run: ${run}`);
+
 export interface Ran {
   readonly ok: boolean;
   readonly out: string;

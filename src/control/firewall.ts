@@ -17,7 +17,7 @@ import { apply, compared, isAnyPresent, isAnyRouted, isRouted, type Listing, nft
 import { NFT_TABLE, nftRules } from "./firewall-nft.ts";
 import { isRouting, routeOf, ruleOf } from "./firewall-marks.ts";
 import { type FirewallPlan, firewallPlan } from "./firewall-plan.ts";
-import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, Refusal, refusalText, requireCapable, run, tool } from "./firewall-tools.ts";
 
 export const FIREWALL_ACTIONS = ["print", "apply", "remove", "release", "status", "check"] as const;
 export type FirewallAction = (typeof FIREWALL_ACTIONS)[number];
@@ -69,8 +69,6 @@ async function answered(act: () => Promise<Outcome>, codeOfRefusal = 1): Promise
     return { out: "", wrong: `transplice: firewall: ${refusalText(error)}\n`, code: codeOfRefusal };
   }
 }
-
-export const refusalText = ({ message, run }: Refusal): string => (run === null ? message : `${message}; run: ${run}`);
 
 /** What a guardian does at the end, where there may be none left: in place of rules that stand. */
 async function release(backends: readonly FirewallBackend[], config: Config): Promise<Outcome> {

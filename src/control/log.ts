@@ -111,6 +111,10 @@ export class Log {
     });
   }
 
+  get topic(): string {
+    return this.#origin.topic;
+  }
+
   /** Why the file could not be opened at the start: lines go to standard error instead. */
   get fault(): string | null {
     return this.#fault;

@@ -26,6 +26,7 @@ import { errnoText, type ListeningAddress, Listeners } from "./listeners.ts";
 import { AddressNews, localRoutes } from "./local-routes.ts";
 import type { Log } from "./log.ts";
 
+import { Reign } from "./reign.ts";
 import { SocksMetrics } from "./socks-metrics.ts";
 import { lanesOf, type SynQueue, SynQueues } from "./syn-queues.ts";
 import type { ServiceManager } from "./systemd.ts";
@@ -53,6 +54,7 @@ export class Service {
   readonly #queues: SynQueues;
   readonly #upstreams: Upstreams;
   readonly #egress: EgressControl;
+  readonly #reign: Reign;
   readonly #metrics: SocksMetrics;
   readonly #nofile: number;
   #config: Config;
@@ -90,7 +92,15 @@ export class Service {
     const onChange = (): void => {
       if (this.#fleet.size > 0) this.#fleet.configure(this.#settings());
     };
-    this.#upstreams = new Upstreams({ log, counters: this.#fleet.upstreams, onChange });
+    this.#upstreams = new Upstreams({
+      log,
+      counters: this.#fleet.upstreams,
+      onChange: () => {
+        onChange();
+        void this.#reign.follow();
+      },
+    });
+    this.#reign = new Reign({ sys, log, upstreams: this.#upstreams });
     this.#egress = new EgressControl({ sys, log, counters: this.#fleet.exits, onChange });
     this.#metrics = new SocksMetrics(
       {
@@ -153,6 +163,8 @@ export class Service {
     for (const gone of this.#listeners.obsolete(config)) this.#listeners.close(gone);
     this.#fleet.hold(this.#queues.open, this.#listeners.fewest);
     for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
+    const unruled = await this.#reign.begin(config, inherited?.engaged);
+    if (unruled.length > 0) return unruled;
     this.#timer = setInterval(() => this.#tick(), TICK_MS);
     this.#log.info("transplice is ready", {
       listen: this.#listeners.open.map(({ address }) => address.text).join(" "),
@@ -163,6 +175,7 @@ export class Service {
     });
     this.#manager.ready(this.status);
     if (inherited === null) return [];
+    await this.#reign.confirm();
     inherited.ready();
     void this.#listenForMetrics(metrics);
     return [];
@@ -206,8 +219,13 @@ export class Service {
    */
   async handOver(env: NodeJS.ProcessEnv): Promise<string | null> {
     const passed = this.#activation.sockets;
-    const outcome = await startSuccessor({ listening: this.#listeners.open, queues: this.#queues.open, passed }, env);
-    if ("wrong" in outcome) return outcome.wrong;
+    await this.#reign.pause();
+    const engaged = this.#reign.isEngaged;
+    const outcome = await startSuccessor({ listening: this.#listeners.open, queues: this.#queues.open, passed, engaged }, env);
+    if ("wrong" in outcome) {
+      await this.#reign.resume();
+      return outcome.wrong;
+    }
     this.#manager.handedOver(outcome.pid);
     this.#log.warning("another process has taken over", { successor: outcome.pid });
     return null;
@@ -215,7 +233,8 @@ export class Service {
 
   /** For the service manager: how it is, in a few words. */
   get status(): string {
-    return `${this.#fleet.tunnels} of at most ${this.#tunnelsMax} connections, ${this.#fleet.size} workers`;
+    const rules = this.#reign.status;
+    return `${this.#fleet.tunnels} of at most ${this.#tunnelsMax} connections, ${this.#fleet.size} workers${rules === "" ? "" : `, ${rules}`}`;
   }
 
   /**
@@ -254,6 +273,15 @@ export class Service {
     }
     await this.#upstreams.follow(config);
     if (this.#stopping) return [];
+    // The new listeners stand, and those of before do: what comes waits for a moment in either's backlog.
+    const unruled = await this.#reign.change(config);
+    if (unruled.length > 0) {
+      await this.#upstreams.follow(old);
+      if (config.mode !== old.mode) this.#listeners.setMode(old.mode);
+      await this.#metrics.move(old.egress?.metrics ?? []);
+      undo();
+      return unruled;
+    }
     // While the old settings hold: what stands in the backlog of an egress that goes would find none,
     // and what was redirected to a proxy that goes would be led past its upstream.
     for (const gone of this.#listeners.obsolete(config)) {
@@ -290,6 +318,8 @@ export class Service {
   async stop(successor = false): Promise<void> {
     this.#stopping = true;
     if (!successor) this.#manager.stopping(`waiting for ${this.#fleet.tunnels} connections to end`);
+    // Before the listeners go: nobody is to be handed over to where nobody listens.
+    await (successor ? this.#reign.leave() : this.#reign.drain());
     this.#upstreams.close();
     void this.#metrics.close();
     // A successor reads on; else who is held goes on, and is accepted like any other by the line below.
@@ -308,6 +338,7 @@ export class Service {
     if (!successor) this.limitDrain();
     await this.#fleet.exited();
     clearTimeout(this.#deadline);
+    if (!successor) await this.#reign.end();
     this.#egress.close(); // Clients that were still asking had their names resolved.
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#addressNews.close();

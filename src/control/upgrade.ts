@@ -23,6 +23,8 @@ const WORD_CHARACTERS_MAX = 4096;
 /** What one process tells the other. */
 interface Handover {
   readonly readyFd: number;
+  /** The firewall's rules stand, and are to be kept. */
+  readonly engaged: boolean;
   readonly listening: readonly {
     readonly role: string;
     readonly text: string;
@@ -40,6 +42,7 @@ export interface Inherited {
   readonly listening: readonly ListeningAddress[];
   readonly queues: readonly SynQueue[];
   readonly passed: readonly PassedSocket[];
+  readonly engaged: boolean;
   /** One of these is to be called once: connections are served... */
   ready(): void;
   /** ...or will not be, and this is why. */
@@ -49,8 +52,8 @@ export interface Inherited {
 /** What this process was started with; null: by itself. Throws if it is not what was promised. */
 export function inherited(text: string | null): Inherited | null {
   if (text === null) return null;
-  // A version that held no SYNs says nothing of queues, nor one of sockets that were passed to it.
-  const { readyFd, listening, queues = [], passed = [] } = JSON.parse(text) as Handover;
+  // An earlier version may say nothing of queues, of sockets that were passed to it, or of rules.
+  const { readyFd, listening, queues = [], passed = [], engaged = false } = JSON.parse(text) as Handover;
   const theirs = new Set(passed.map(({ fd }) => fd));
   const say = (word: string): void => {
     writeSync(readyFd, `${word}\n`);
@@ -58,6 +61,7 @@ export function inherited(text: string | null): Inherited | null {
   };
   return {
     queues,
+    engaged,
     listening: listening.map(({ role, text: address, bytes, dualStack, fds }) => ({
       role: role === "socks" ? "socks" : "transparent",
       address: { text: address, bytes: Uint8Array.from(bytes), dualStack, optional: false },
@@ -74,7 +78,7 @@ export function inherited(text: string | null): Inherited | null {
  * what went wrong; then it has been ended.
  */
 export async function startSuccessor(
-  { listening, queues, passed }: Pick<Handover, "queues" | "passed"> & { readonly listening: readonly ListeningAddress[] },
+  { listening, queues, passed, engaged }: Pick<Handover, "queues" | "passed" | "engaged"> & { readonly listening: readonly ListeningAddress[] },
   env: NodeJS.ProcessEnv,
 ): Promise<{ pid: number } | { wrong: string }> {
   const all = [...listening.flatMap(({ fds }) => fds), ...queues.map(({ fd }) => fd), ...passed.map(({ fd }) => fd)];
@@ -82,6 +86,7 @@ export async function startSuccessor(
   const itsNumber = (fd: number): number => FIRST_FD + sockets.indexOf(fd);
   const handover: Handover = {
     readyFd: READY_FD,
+    engaged,
     listening: listening.map(({ role, address, fds }) => ({
       role,
       text: address.text,

@@ -2,11 +2,12 @@
  * The upstreams of a configuration as workers need them: each name followed (resolver.ts), and which
  * listening socket leads to which.
  */
-import { socketAddress } from "../config/endpoint.ts";
+import { addressText, socketAddress } from "../config/endpoint.ts";
 import type { Config, SocketAddress, Upstream } from "../config/config.ts";
 import type { Settings, UpstreamAddress, UpstreamSettings } from "../engine/route.ts";
 import type { UpstreamReader } from "../engine/upstream-counters.ts";
 import type { Trust } from "../policy/cause.ts";
+import { addressOf } from "../policy/own.ts";
 import type { ListeningAddress } from "./listeners.ts";
 import type { Log } from "./log.ts";
 import { Resolver } from "./resolver.ts";
@@ -14,7 +15,7 @@ import { Resolver } from "./resolver.ts";
 /** Without a transparent proxy there is no upstream to follow. */
 const DIRECT: Upstream = { kind: "direct" };
 
-type Proxy = Exclude<Upstream, { kind: "direct" }>;
+export type Proxy = Exclude<Upstream, { kind: "direct" }>;
 
 export interface UpstreamsOptions {
   readonly log: Log;
@@ -60,7 +61,7 @@ export class Upstreams {
   settings(config: Config, open: readonly ListeningAddress[]): Pick<Settings, "upstream" | "relays"> {
     const slots = this.#slots(config);
     const withSlot = (upstream: Proxy): UpstreamAddress[] =>
-      this.#addressesOf(upstream).map(({ text, bytes }) => ({ bytes, slot: slots.get(text)!, drained: false }));
+      this.addressesOf(upstream).map(({ text, bytes }) => ({ bytes, slot: slots.get(text)!, drained: false }));
     const settingsOf = (upstream: Upstream, trust: Trust | null): UpstreamSettings => ({
       kind: upstream.kind,
       addresses: upstream.kind === "direct" ? [] : withSlot(upstream),
@@ -81,14 +82,20 @@ export class Upstreams {
     };
   }
 
+  /** The addresses of all, without ports, as text. */
+  get hosts(): string[] {
+    const addresses = [...this.#resolvers.values()].flatMap((resolver) => resolver.addresses);
+    return [...new Set(addresses.map(({ bytes }) => addressText(addressOf(bytes, 0))))];
+  }
+
   /** In the order in which they are to be tried. [] while its name has none. */
-  #addressesOf({ host, port }: Proxy): readonly SocketAddress[] {
+  addressesOf({ host, port }: Proxy): readonly SocketAddress[] {
     return this.#resolvers.get(keyOf({ host, port }))?.addresses ?? [];
   }
 
   /** Where each address is counted. */
   #slots(config: Config): ReadonlyMap<string, number> {
-    const texts = upstreamsOf(config).flatMap((upstream) => this.#addressesOf(upstream)).map(({ text }) => text);
+    const texts = upstreamsOf(config).flatMap((upstream) => this.addressesOf(upstream)).map(({ text }) => text);
     const slots = this.#options.counters.slots(texts);
     return new Map(texts.map((text, i) => [text, slots[i]!]));
   }
