@@ -37,6 +37,13 @@ const REMEDIES: Partial<Record<Reason, string>> = {
   "no-address": "the name in proxy_url does not resolve",
 };
 
+/** Of a destination that is refused though no key of the file names it: usocksd let clients go there. */
+const DENIED_REMEDIES: Readonly<Record<string, string>> = Object.fromEntries([
+  ...["loopback", "link-local", "own-address", "special"].map((rule) =>
+    [rule, "if clients shall reach it, name it in outgoing.allow_networks"]),
+  ["private", "if clients shall reach it, name it in outgoing.allow_networks, or set outgoing.allow_private"],
+]);
+
 /** usocksd's words for what it refuses. */
 const MESSAGES: Partial<Record<Reason, string>> = {
   denied: "denied access",
@@ -81,7 +88,7 @@ export class AccessLog {
       return this.#log.debug("proxy ends", fields, record.wallMs);
     }
     if (level === "info") return this.#log.info("proxy ends", fields, record.wallMs);
-    const remedy = REMEDIES[reason];
+    const remedy = REMEDIES[reason] ?? (reason === "denied" ? DENIED_REMEDIES[record.text] : undefined);
     if (remedy !== undefined) fields["remedy"] = remedy;
     const message =
       MESSAGES[reason] ??

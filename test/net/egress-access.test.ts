@@ -194,7 +194,8 @@ scenario("whatever the kernel takes for this host is own: no cable, a network ro
   await assertCodes(stage, NOT_ALLOWED, [
     { to: "198.51.100.150", port: 8099 }, { to: "198.51.100.161", port: 8099 },
   ]);
-  await relay.logged("whose it is", (entry) => JSON.stringify(entry).includes("own-address"));
+  const told = await relay.logged("whose it is", (entry) => JSON.stringify(entry).includes("own-address"));
+  assert.match(String(told["remedy"]), /outgoing\.allow_networks/);
   const late = { to: "198.51.100.151", port: 8099 };
   assert.notEqual(await code(stage, late), NOT_ALLOWED);
   proxy.ip("address add 198.51.100.151/32 dev dangling");
