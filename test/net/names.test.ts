@@ -161,14 +161,15 @@ scenario("a name that is never answered ends at the deadline, and holds up no ot
   const names = resolver(stage, 1000);
   const startedAt = performance.now();
   let ended = 0;
+  // Of nine clients: one alone has a third of all places.
   const dead = Array.from({ length: 500 }, async (_, i) => {
-    const answer = await names.resolve(`host${i}.dead`);
+    const answer = await names.resolve(`host${i}.dead`, i % 9);
     ended++;
     return answer;
   });
   await sleep(100);
   const before = performance.now();
-  assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
+  assert.equal(said(await names.resolve("both.example", 9)), "v6:1 192.0.2.1 192.0.2.2");
   const tookMs = performance.now() - before;
   assert.ok(tookMs < 300, `the living name took ${tookMs} ms`);
   assert.equal(ended, 0);
@@ -269,7 +270,7 @@ scenario("names that are never answered take few sockets, also in a long row", a
   let sockets = 0;
   // The first ones are asked again after 500 ms, while others begin.
   for (let i = 0; i < 1400; i++) {
-    dead.push(names.resolve(`host${i}.dead`));
+    dead.push(names.resolve(`host${i}.dead`, i));
     if (i % 2 === 0) await sleep(5);
     sockets = Math.max(sockets, udpSockets() - before);
   }
@@ -304,7 +305,7 @@ scenario("DNSBL: listed, delisted, error codes and SERVFAIL", async (stage) => {
   dnsbl.start();
   await eventually("it is listed", () => changes.length > 0);
   assert.deepEqual(changes, [[0, 2, 3]]);
-  assert.equal(server.asked().filter((question) => question === "1.2.0.192.bl A").length, 2);
+  assert.equal(server.asked().filter((question) => question === "1.2.0.192.bl A").length, 1, "the first answer counts");
   assert.deepEqual(told.splice(0).sort(), [
     "DNSBL does not answer; it changes nothing until it does:  sicklist",
     "DNSBL refuses our questions; it changes nothing until it answers:  refusing",
