@@ -42,7 +42,7 @@ export const DIFFERENCES: readonly Difference[] = [
   row(
     "transocks", "a refusal: log",
     "failed to connect to proxy server: client_addr dest_addr=198.51.100.10:80 error logged_at message pid request_id severity=error topic=transocks type=access utsname\nproxy ends: never said",
-    "failed to connect to proxy server: never said\nproxy ends: client_addr dest_addr=198.51.100.10:80 elapsed error logged_at message pid reason=upstream-refused request_id rx_bytes severity=info topic=transocks tx_bytes type=access utsname",
+    "failed to connect to proxy server: never said\nproxy ends: cause client_addr dest_addr=198.51.100.10:80 elapsed error logged_at message pid reason=upstream-refused request_id rx_bytes severity=info topic=transocks tx_bytes type=access utsname",
     "the proxy was reached, and its destination was not: no error of the proxy, and nothing to wake anybody for",
   ),
   row("redsocks", "command line: -v, first line", "redsocks/0.5", "redsocks/0.5 (transplice 0.1.0)", "it shall show who it is"),
