@@ -599,6 +599,9 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
       ),
     );
   }
+  if (upstream !== null && config.connect.trust.reports && upstream.kind !== "socks5") {
+    warnings.push(file.about("connect.trust", 'transplice tells more than a reply by SOCKS5 only; the upstream would be "socks5://..."'));
+  }
   if (upstream === null) {
     for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "upstream.disclose_client", "upstream.on_refusal", "connect.trust", "connect.unknown_as", "connect.truthful", "firewall.manage"] as const) {
       if (file.has(key)) {

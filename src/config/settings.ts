@@ -281,7 +281,7 @@ export const SETTINGS = {
     kind: "trust",
     default: '"standard"',
     description:
-      "Which of the upstream's answers say what became of the connection: those that the named program means, or, of the standard's, those with these causes. Others are `unknown`.",
+      "Which of the upstream's answers say what became of the connection: those that the named program means, or, of the standard's, those with these causes. Others are `unknown`. `transplice` also asks our own egress for the errno and what it tried.",
     example: '"dante"',
   },
   "connect.unknown_as": {

@@ -8,7 +8,7 @@ import { textOf } from "../config/endpoint.ts";
 import { KINDS, type Reason, REASONS } from "../engine/ending.ts";
 import { type JournalRecord, STARTED } from "../engine/journal.ts";
 import { CAUSES } from "../policy/cause.ts";
-import { errnoText } from "./listeners.ts";
+import { errnoName, errnoText } from "./listeners.ts";
 import type { Field, Log } from "./log.ts";
 
 const DESTINATION = 28;
@@ -72,6 +72,7 @@ export class AccessLog {
       request_id: this.#requestId(record, worker),
     };
     if (record.version !== 0) Object.assign(fields, socksFields(record));
+    else if (record.addresses[SOURCE] !== 0) fields["egress_addr"] = textOf(record.addresses, SOURCE);
     if (record.kind === STARTED) return this.#log.info("proxy starts", fields, record.wallMs);
     const reason = REASONS[record.reason]!;
     const { level, blame } = KINDS[reason];
@@ -82,6 +83,8 @@ export class AccessLog {
       reason,
     });
     if (record.cause !== 0) fields["cause"] = CAUSES[record.cause]!;
+    if (record.errno !== 0) fields["errno"] = errnoName(record.errno);
+    if (record.tried !== "") fields["tried"] = record.tried.replace(/errno (\d+)/g, (_, errno) => errnoName(Number(errno)));
     const error = errorText(reason, record);
     if (error !== null) fields["error"] = error;
     if (reason === "loop" && !this.#isFirst(record.wallMs)) {

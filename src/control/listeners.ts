@@ -355,6 +355,11 @@ function trouble(address: ListenAddress, call: string, result: Result): Trouble 
 
 const ERRORS = getSystemErrorMap();
 
+/** "ECONNREFUSED". */
+export function errnoName(errno: number): string {
+  return ERRORS.get(-errno)?.[0] ?? `errno ${errno}`;
+}
+
 /** "connection refused", as libuv puts it. */
 export function errnoText(errno: number): string {
   return ERRORS.get(-errno)?.[1] ?? `errno ${errno}`;

@@ -3,6 +3,7 @@
  * functions of it. The list is closed, and is what an operator reads in the log.
  */
 import { type Cause, CAUSES } from "../policy/cause.ts";
+import type { Report } from "../protocol/report.ts";
 
 export interface Ending {
   readonly reason: Reason;
@@ -12,6 +13,8 @@ export interface Ending {
   readonly detail: number;
   /** In our words, where a number does not say it. */
   readonly text: string;
+  /** What our own egress has told of it. */
+  readonly report: Report | null;
 }
 
 interface Kind {
@@ -68,10 +71,12 @@ const NUMBERS = new Map(REASONS.map((reason, number) => [reason, number]));
 export const reasonNumber = (reason: Reason): number => NUMBERS.get(reason)!;
 
 /** Ended so often that it is made only once. */
-export const FINISHED: Ending = Object.freeze({ reason: "finished", cause: "unknown", detail: 0, text: "" });
+export const FINISHED: Ending = Object.freeze(ending("finished"));
 
-export function ending(reason: Reason, detail = 0, text = "", cause: Cause = "unknown"): Ending {
-  return { reason, cause, detail, text };
+export function ending(
+  reason: Reason, detail = 0, text = "", cause: Cause = "unknown", report: Report | null = null,
+): Ending {
+  return { reason, cause, detail, text, report };
 }
 
 /** In the journal. */

@@ -9,6 +9,7 @@ import {
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { OwnAddresses } from "../policy/own.ts";
 import { OUTPUT_BYTES_MAX } from "../protocol/handshake.ts";
+import { attemptsText } from "../protocol/report.ts";
 import type { SocksServer } from "../protocol/socks-server.ts";
 import type { Syn } from "../protocol/syn.ts";
 import { Admission } from "./admission.ts";
@@ -364,9 +365,9 @@ export class Engine {
   ): void {
     if (!this.settings.journalAll && (kind !== ENDED || !isNews(why))) return;
     const written = this.#journal.write(
-      kind, reasonNumber(why.reason), causeNumber(why.cause), why.detail, id, this.#incarnation,
-      this.#wallClock(), this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, version, why.text,
-      name, user,
+      kind, reasonNumber(why.reason), causeNumber(why.cause), why.detail, why.report?.errno ?? 0, id,
+      this.#incarnation, this.#wallClock(), this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, version,
+      why.text, name, user, why.report === null ? "" : attemptsText(why.report),
     );
     if (!written) this.counters[JOURNAL_DROPPED]!++;
   }

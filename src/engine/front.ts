@@ -14,8 +14,10 @@ import {
 import type { Memory } from "../../native-bindings/syscalls.ts";
 import type { Asker as Client, Verdict } from "../policy/access.ts";
 import { type Target, targetOf } from "../policy/name.ts";
+import { errnoOf } from "../policy/cause.ts";
 import { isMapped } from "../policy/own.ts";
 import { readProxyHeader } from "../protocol/proxy-protocol.ts";
+import { type Attempt, ATTEMPTS_MAX, type Report } from "../protocol/report.ts";
 import { type ServerFailure, type ServerStep, SocksServer } from "../protocol/socks-server.ts";
 import type { Egress } from "./egress.ts";
 import { type Ending, ending } from "./ending.ts";
@@ -59,6 +61,7 @@ const TIMED_OUT = 6;
 const COMMAND_NOT_SUPPORTED = 7;
 
 const NOTHING = new Uint8Array(0);
+const NONE: readonly Attempt[] = [];
 const NOBODY: readonly Uint8Array[] = [];
 
 /** Who waits: the session, which is queued when there is an answer, and its place in the table. */
@@ -86,6 +89,8 @@ export class SocksFront {
   #answer: NameAnswer | null = null;
   #verdict: boolean | null = null;
   #user = "";
+  /** Only where they are to be reported. */
+  #attempts: readonly Attempt[] = NONE;
   #outside = false;
 
   /** As the client named it, normalised; "" if it gave an address. */
@@ -182,6 +187,25 @@ export class SocksFront {
     }
   }
 
+  /** The client wants to know more of a failure than a reply can say. */
+  get reports(): boolean {
+    return this.#machine?.reports === true;
+  }
+
+  /** For its report: the candidate is dialled. `source`: the sockaddr that the socket has, if it has one. */
+  attempted(candidate: number, errno: number, source: Uint8Array | null): void {
+    if (this.#attempts.length === ATTEMPTS_MAX) return;
+    const address = this.candidates[candidate]!;
+    const start = address.length === 4 ? 4 : 8;
+    const attempt = { errno, address, source: source?.slice(start, start + address.length) ?? null };
+    this.#attempts = [...this.#attempts, attempt];
+  }
+
+  attemptFailed(candidate: number, errno: number): void {
+    const address = this.candidates[candidate];
+    this.#attempts = this.#attempts.map((each) => (each.address === address ? { ...each, errno } : each));
+  }
+
   /** Goes on with what the client has said, or main has answered. */
   turn(): Outcome {
     for (;;) {
@@ -223,7 +247,8 @@ export class SocksFront {
   reply(errno: number, bound: Memory | null, at: number): boolean {
     const code = errno === 0 ? SUCCEEDED : replyOf(errno);
     this.#countReply(code);
-    const said = this.#say(code, bound?.bytes ?? null, at);
+    const report = errno !== 0 && this.reports ? { errno, attempts: this.#attempts } : null;
+    const said = this.#say(code, bound?.bytes ?? null, at, report);
     this.#giveMachine();
     this.candidates = NOBODY; // A tunnel that lasts need not keep them.
     return said;
@@ -456,12 +481,13 @@ export class SocksFront {
   #deny(code: number, why: Ending): Outcome {
     this.why = why;
     this.#countReply(code);
-    return this.#say(code, null, 0) ? "refused" : "over";
+    const report = this.reports ? { errno: errnoOf(why.cause), attempts: NONE } : null;
+    return this.#say(code, null, 0, report) ? "refused" : "over";
   }
 
-  #say(code: number, bound: Uint8Array | null, at: number): boolean {
+  #say(code: number, bound: Uint8Array | null, at: number, report: Report | null): boolean {
     const { output } = this.#engine;
-    return this.#host.say(this.#socks.reply(code, bound, at, output.bytes));
+    return this.#host.say(this.#socks.reply(code, bound, at, output.bytes, report));
   }
 
   #over(why: Ending): "over" {

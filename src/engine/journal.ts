@@ -16,6 +16,8 @@ export interface JournalRecord {
   reason: number;
   cause: number;
   detail: number;
+  /** Of the destination, as our own egress tells it; 0: it does not. */
+  errno: number;
   /** Unique in the process for the life of a worker's incarnation. */
   id: number;
   incarnation: number;
@@ -32,6 +34,8 @@ export interface JournalRecord {
   /** What a SOCKS client named: the destination, and itself; "" where it named none. */
   name: string;
   user: string;
+  /** The addresses that our own egress has tried, and what came of each. */
+  tried: string;
 }
 
 const HEAD = 0; // Records written, in all; wraps at 2^32.
@@ -41,6 +45,7 @@ const HEADER_BYTES = 16;
 
 const RECORD_BYTES = 512;
 const DETAIL = 4;
+const ERRNO = 6;
 const WALL = 8;
 const DURATION = 16;
 const UP = 24;
@@ -49,7 +54,7 @@ const ID = 40;
 const INCARNATION = 44;
 const ADDRESSES = 48;
 const TEXT = ADDRESSES + ADDRESSES_BYTES;
-/** Three texts, one behind the other, each behind its length; what has no room is cut. */
+/** Four texts, one behind the other, each behind its length; what has no room is cut. */
 const TEXT_END = RECORD_BYTES;
 const TEXT_MAX = 80;
 
@@ -69,17 +74,18 @@ export class Journal {
     this.#bytes = new Uint8Array(shared);
     this.#records = (shared.byteLength - HEADER_BYTES) / RECORD_BYTES;
     this.#record = {
-      kind: 0, reason: 0, cause: 0, detail: 0, id: 0, incarnation: 0, wallMs: 0, durationMs: 0,
+      kind: 0, reason: 0, cause: 0, detail: 0, errno: 0, id: 0, incarnation: 0, wallMs: 0, durationMs: 0,
       bytesUp: 0, bytesDown: 0, addresses: new Uint8Array(ADDRESSES_BYTES), version: 0, text: "",
-      name: "", user: "",
+      name: "", user: "", tried: "",
     };
   }
 
   /** Writer. False if the ring is full: the record is lost, and the caller counts it. */
   write(
-    kind: number, reason: number, cause: number, detail: number, id: number, incarnation: number,
+    kind: number, reason: number, cause: number, detail: number, errno: number, id: number, incarnation: number,
     wallMs: number, durationMs: number, bytesUp: number, bytesDown: number,
     addresses: Memory, at: number, version: number, text: string, name: string, user: string,
+    tried: string,
   ): boolean {
     const head = this.#words[HEAD]!;
     if (((head - Atomics.load(this.#words, TAIL)) | 0) >= this.#records) return false;
@@ -87,7 +93,8 @@ export class Journal {
     const view = this.#view;
     view.setUint8(start, kind);
     view.setUint8(start + 1, reason);
-    view.setInt32(start + DETAIL, detail, true);
+    view.setInt16(start + DETAIL, detail, true);
+    view.setInt16(start + ERRNO, errno, true);
     view.setFloat64(start + WALL, wallMs, true);
     view.setFloat64(start + DURATION, durationMs, true);
     view.setFloat64(start + UP, bytesUp, true);
@@ -101,8 +108,9 @@ export class Journal {
     view.setUint8(start + 3, cause);
     let to = start + TEXT;
     to = this.#writeText(text, to, to + TEXT_MAX);
-    to = this.#writeText(name, to, start + TEXT_END - 1);
-    this.#writeText(user, to, start + TEXT_END);
+    to = this.#writeText(name, to, start + TEXT_END - 2);
+    to = this.#writeText(user, to, start + TEXT_END - 1);
+    this.#writeText(tried, to, start + TEXT_END);
     Atomics.store(this.#words, HEAD, (head + 1) | 0); // Only now may the reader see it.
     return true;
   }
@@ -131,7 +139,8 @@ export class Journal {
     const record = this.#record;
     record.kind = view.getUint8(start);
     record.reason = view.getUint8(start + 1);
-    record.detail = view.getInt32(start + DETAIL, true);
+    record.detail = view.getInt16(start + DETAIL, true);
+    record.errno = view.getInt16(start + ERRNO, true);
     record.wallMs = view.getFloat64(start + WALL, true);
     record.durationMs = view.getFloat64(start + DURATION, true);
     record.bytesUp = view.getFloat64(start + UP, true);
@@ -149,6 +158,8 @@ export class Journal {
     record.name = this.#readText(from);
     from += 1 + this.#bytes[from]!;
     record.user = this.#readText(from);
+    from += 1 + this.#bytes[from]!;
+    record.tried = this.#readText(from);
     Atomics.store(this.#words, TAIL, (tail + 1) | 0);
     return record;
   }

@@ -52,6 +52,8 @@ export class Outgoing {
   readonly #source: Memory;
   /** Of the connection that open() has opened last. */
   slot = NO_SLOT;
+  /** The sockaddr that it was bound to, until the next open(); null: the kernel chooses. */
+  bound: Uint8Array | null = null;
 
   constructor(settings: OutgoingSettings, tools: OutgoingTools) {
     this.#tools = tools;
@@ -75,6 +77,7 @@ export class Outgoing {
    */
   open(to: Memory, at: number, client: Uint8Array, clientAt: number): Result {
     this.slot = NO_SLOT;
+    this.bound = null;
     const pool = this.#pool;
     if (pool === null) return this.#open(to, at, -1);
     const { exits } = this.#tools;
@@ -88,6 +91,7 @@ export class Outgoing {
       if (index < 0) break;
       const slot = this.#slots[index]!;
       this.#writeSource(index, length, client, from, fromLength);
+      this.bound = this.#source.bytes;
       result = this.#open(to, at, index);
       if (result >= 0) {
         exits.opened(slot);

@@ -111,7 +111,7 @@ export class Upstream {
       case "socks4":
         return new Socks4Client(destination, this.#credentials);
       default:
-        return new Socks5Client(destination, this.#credentials, this.#pipelined);
+        return new Socks5Client(destination, this.#credentials, this.#pipelined, this.trust.reports);
     }
   }
 

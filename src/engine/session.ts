@@ -26,6 +26,7 @@ import type { Memory, Result } from "../../native-bindings/syscalls.ts";
 import { type Cause, causeOfErrno, causeOfReply, causeOfStatus, type Trust } from "../policy/cause.ts";
 import { isMapped, portOf } from "../policy/own.ts";
 import type { Destination, Failure, Handshake } from "../protocol/handshake.ts";
+import type { Report } from "../protocol/report.ts";
 import type { Refusal, Syn } from "../protocol/syn.ts";
 import { assert } from "./assert.ts";
 import { BYTES_DOWN, BYTES_UP, DIAL_FAILURES, NOW } from "./counters.ts";
@@ -477,6 +478,7 @@ export class Session implements Task, Waiter, FrontHost {
     const at = direct ? destination : 0;
     if (address !== null) this.#useUpstream(address.slot);
     const fd = this.#outgoing.open(memory, at, rows.bytes, this.row + CLIENT);
+    if (this.#fronted && this.#front!.reports) this.#noteAttempt(this.#candidate, fd);
     if (fd < 0) return this.#attemptFailed(-fd);
     this.server.reset(fd);
     this.#takeExit(this.#outgoing.slot);
@@ -515,6 +517,15 @@ export class Session implements Task, Waiter, FrontHost {
     if (slot === NO_SLOT) return;
     this.#engine.upstreams.closed(slot);
     this.#engine.table.halves[(this.row + UPSTREAM_SLOT) >> 1] = NO_SLOT;
+  }
+
+  /** What open() has answered, for the front's report: it goes on, or is over. */
+  #noteAttempt(candidate: number, fd: Result): void {
+    const { sys, scratch } = this.#engine;
+    if (fd < 0) return this.#front!.attempted(candidate, -fd, this.#outgoing.bound);
+    // A timeout, until something else is known of it.
+    const known = sys.getsockname(fd, scratch, 0) >= 0;
+    this.#front!.attempted(candidate, ETIMEDOUT, known ? scratch.bytes : null);
   }
 
   /** As many addresses as may race have this share of the time; then it is the next ones' turn. */
@@ -557,6 +568,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#writeCandidate(this.#attempt);
     const at = this.row + DESTINATION;
     const fd = this.#outgoing.open(rows, at, rows.bytes, this.row + CLIENT);
+    if (this.#front!.reports) this.#noteAttempt(this.#attempt, fd);
     if (fd < 0) {
       this.#dialErrno = moreTelling(this.#dialErrno, -fd);
       return racers.give(racer);
@@ -604,6 +616,7 @@ export class Session implements Task, Waiter, FrontHost {
     if (errno !== 0) {
       this.#dialErrno = moreTelling(this.#dialErrno, errno);
       this.#countFailure(racer.slot, errno);
+      this.#front!.attemptFailed(racer.candidate, errno);
     }
     if (racer.slot !== NO_SLOT) exits.ended(racer.slot);
     sys.setLinger(racer.fd, true, 0);
@@ -688,7 +701,10 @@ export class Session implements Task, Waiter, FrontHost {
   /** The next address, if there is one; else the tunnel is over. */
   #attemptFailed(errno: number): void {
     const engine = this.#engine;
-    if (this.server.fd >= 0) this.#countFailure(this.#slot, errno);
+    if (this.server.fd >= 0) {
+      this.#countFailure(this.#slot, errno);
+      if (this.#fronted) this.#front!.attemptFailed(this.#candidate, errno);
+    }
     if (this.#upstreamSlot !== NO_SLOT && !isShortage(errno)) engine.upstreams.dialFailed(this.#upstreamSlot);
     this.#closeServer(true);
     this.#handshake = null;
@@ -771,6 +787,15 @@ export class Session implements Task, Waiter, FrontHost {
     }
   }
 
+  /** For the log: the egress says by which address it has gone on. */
+  #noteSource(source: Uint8Array | null): void {
+    if (source === null) return;
+    const { table, rows } = this.#engine;
+    table.changing(this.row);
+    rows.bytes.set(source, this.row + SOURCE);
+    table.changed(this.row, this.#phase);
+  }
+
   /** The upstream has said no, and will say no more of why; null: it has not. */
   #refused(): Ending | null {
     const refusal = this.#handshake!.refusal;
@@ -804,6 +829,7 @@ export class Session implements Task, Waiter, FrontHost {
         }
         case "finish":
           start += step.consumed;
+          this.#noteSource(this.#handshake!.source);
           if (start < end && !this.#preload(into, start, end)) return;
           return this.#startRelay();
         case "fail":
@@ -1338,8 +1364,15 @@ function failed(failure: Failure, trust: Trust): Ending {
     case "auth-refused":
       return ending("upstream-auth");
     case "refused":
-      return ending("upstream-refused", failure.reply, "", causeOfReply(trust, failure.reply));
+      return refusedBy(failure.reply, failure.report, trust);
     case "status":
       return ending("upstream-status", failure.status, "", causeOfStatus(trust, failure.status, failure.errno));
   }
+}
+
+/** Our own egress knows the errno, unless it was a name that failed, or a shortage of its own. */
+function refusedBy(reply: number, report: Report | null, trust: Trust): Ending {
+  const exact = report === null ? "unknown" : causeOfErrno(report.errno);
+  const cause = exact === "unknown" ? causeOfReply(trust, reply) : exact;
+  return ending("upstream-refused", reply, "", cause, report);
 }

@@ -93,6 +93,7 @@ export class Table {
     numbers[number + (DOWN >> 3)] = 0;
     numbers[number + (STARTED >> 3)] = now;
     const word = row >> 2;
+    words[word + (SOURCE >> 2)] = 0;
     words[word + (ID >> 2)] = id;
     words[word + (VERSION >> 2)] = version;
     words[word + (DIALLED_US >> 2)] = -1;

@@ -22,6 +22,8 @@ export interface Trust {
   readonly statuses: Readonly<Partial<Record<number, Cause>>>;
   /** Where the errno that it names beside the status (X-Squid-Error) is one of these, that counts. */
   readonly errnos: readonly Cause[];
+  /** It is our own egress, which is asked for reports (protocol/report.ts). */
+  readonly reports: boolean;
 }
 
 const NOT_ALLOWED = 2;
@@ -49,9 +51,10 @@ const STANDARD: Trust = {
   },
   statuses: { [FORBIDDEN]: "not-allowed", [GATEWAY_TIMEOUT]: "timeout" },
   errnos: CAUSES,
+  reports: false,
 };
 
-const NOTHING: Trust = { replies: {}, statuses: {}, errnos: [] };
+const NOTHING: Trust = { replies: {}, statuses: {}, errnos: [], reports: false };
 
 /**
  * By what `connect.trust` calls them. test/net/causes.test.ts measures what these programs say; of
@@ -60,7 +63,8 @@ const NOTHING: Trust = { replies: {}, statuses: {}, errnos: [] };
 export const PRESETS = {
   standard: STANDARD,
   nothing: NOTHING,
-  transplice: STANDARD,
+  // Which tells the errno besides.
+  transplice: { ...STANDARD, reports: true },
   dante: STANDARD,
   microsocks: STANDARD,
   // A timeout is 1, general failure.
@@ -72,7 +76,7 @@ export const PRESETS = {
   // 504 is every connection that failed.
   ncat: NOTHING,
   // 503 is nearly everything, but the errno stands beside it.
-  squid: { replies: {}, statuses: { [FORBIDDEN]: "not-allowed" }, errnos: CAUSES },
+  squid: { replies: {}, statuses: { [FORBIDDEN]: "not-allowed" }, errnos: CAUSES, reports: false },
   // 500 is every connection that failed.
   tinyproxy: { ...NOTHING, statuses: { [FORBIDDEN]: "not-allowed" } },
 } as const satisfies Record<string, Trust>;
@@ -83,7 +87,7 @@ export type Preset = keyof typeof PRESETS;
 export function trustOnly(causes: readonly Cause[]): Trust {
   const kept = (table: Readonly<Partial<Record<number, Cause>>>) =>
     Object.fromEntries(Object.entries(table).filter(([, cause]) => causes.includes(cause!)));
-  return { replies: kept(STANDARD.replies), statuses: kept(STANDARD.statuses), errnos: causes };
+  return { replies: kept(STANDARD.replies), statuses: kept(STANDARD.statuses), errnos: causes, reports: false };
 }
 
 /** Of a SOCKS5 reply other than 0. */

@@ -7,6 +7,8 @@
  * what to send first.
  */
 
+import type { Report } from "./report.ts";
+
 /** Room that a machine may need in `output` for one write. */
 export const OUTPUT_BYTES_MAX = 4096;
 
@@ -28,8 +30,8 @@ export type Failure =
   /** None of the authentication methods that we can offer is acceptable. */
   | { readonly code: "no-method" }
   | { readonly code: "auth-refused" }
-  /** SOCKS: the reply code, RFC 1928 section 6. */
-  | { readonly code: "refused"; readonly reply: number }
+  /** SOCKS: the reply code, RFC 1928 section 6, and what our own egress reports. */
+  | { readonly code: "refused"; readonly reply: number; readonly report: Report | null }
   /** HTTP CONNECT: a status that is not 2xx, and the errno that the proxy has named; 0: none. */
   | { readonly code: "status"; readonly status: number; readonly errno: number };
 
@@ -40,6 +42,8 @@ export interface Handshake {
   readonly refusal: Failure | null;
   /** The peer has heard the request: should it say nothing, it is the destination that is silent. */
   readonly asked: boolean;
+  /** Once it is granted: the sockaddr that the tunnel leaves from, told by who is known to know it. */
+  readonly source: Uint8Array | null;
   advance(input: Uint8Array, start: number, end: number, output: Uint8Array): Step;
 }
 

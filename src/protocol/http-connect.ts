@@ -73,6 +73,7 @@ export class HttpConnect implements Handshake {
   #line = 0;
   refusal: Failure | null = null;
   readonly asked = true;
+  readonly source = null;
 
   /** User and password together may not be longer than CREDENTIALS_BYTES_MAX. */
   constructor(destination: Destination, credentials: Credentials | null, disclosure: Disclosure | null = null) {

@@ -1,5 +1,6 @@
 /**
- * The server's half of SOCKS, CONNECT only: SOCKS5 with no authentication or RFC 1929, SOCKS4, SOCKS4a.
+ * The server's half of SOCKS, CONNECT only: SOCKS5 with no authentication or RFC 1929, SOCKS4, SOCKS4a;
+ * and to a SOCKS5 client that asks for it, a report behind each reply (report.ts).
  *
  *     5: greeting -> METHOD --no auth-----------------------> REQUEST -> request
  *                      |                                        ^
@@ -13,6 +14,8 @@
  * `consumed` is the tunnel's. A request is judged when it is whole: a close in front of bytes that are
  * still on their way would be a reset, and the client might never read why.
  */
+
+import { type Report, WITH_REPORT, writeReport } from "./report.ts";
 
 export type ServerStep =
   /** Call again when more has come. */
@@ -93,6 +96,8 @@ export class SocksServer {
   /** As it came: any bytes, 1 to 255. */
   name: Uint8Array = EMPTY;
   port = 0;
+  /** It is told more of a failure than a reply can say. */
+  reports = false;
   #login = false;
   #state = START;
 
@@ -107,6 +112,7 @@ export class SocksServer {
     this.addressLength = 0;
     this.name = EMPTY;
     this.port = 0;
+    this.reports = false;
     this.#login = login;
     this.#state = START;
   }
@@ -150,11 +156,17 @@ export class SocksServer {
 
   /**
    * Writes the reply to a request to `output`; answers its length, 0 while the version is not known.
-   * `code` is one of RFC 1928; `bound` the sockaddr_in or sockaddr_in6 that we speak from, if there is one.
+   * `code` is one of RFC 1928; `bound` the sockaddr_in or sockaddr_in6 that we speak from, if there is one;
+   * `report` is for a client of whom `reports` is true.
    */
-  reply(code: number, bound: Uint8Array | null, boundAt: number, output: Uint8Array): number {
+  reply(
+    code: number, bound: Uint8Array | null, boundAt: number, output: Uint8Array, report: Report | null = null,
+  ): number {
     switch (this.version) {
-      case VERSION_5: return writeReply(code, bound, boundAt, output);
+      case VERSION_5: {
+        const length = writeReply(code, bound, boundAt, output);
+        return this.reports ? writeReport(report, output, length) : length;
+      }
       case VERSION_4: return writeReply4(code, bound, boundAt, output);
       default: return 0;
     }
@@ -175,20 +187,36 @@ export class SocksServer {
     const chosen = this.#choose(input, start + 2, methodsEnd);
     const length = writePair(VERSION_5, chosen, output);
     if (chosen === NO_ACCEPTABLE_METHOD) return this.#refuse("no-method", length);
-    this.method = chosen === USER_AND_PASSWORD ? "password" : "noauth";
-    this.#state = chosen === USER_AND_PASSWORD ? LOGIN : REQUEST;
+    this.reports = chosen >= WITH_REPORT;
+    const login = (chosen & ~WITH_REPORT) === USER_AND_PASSWORD;
+    this.method = login ? "password" : "noauth";
+    this.#state = login ? LOGIN : REQUEST;
     return write(length, methodsEnd - start);
   }
 
-  /** While there are no users, a client that offers nothing but a password is let in with any. */
+  /**
+   * While there are no users, a client that offers nothing but a password is let in with any. Of two
+   * that are the same but for the report it is the one with.
+   */
   #choose(input: Uint8Array, at: number, end: number): number {
+    let best = 0;
     let chosen = NO_ACCEPTABLE_METHOD;
     for (; at < end; at++) {
       const method = input[at]!;
-      if (method === NO_AUTHENTICATION && !this.#login) return method;
-      if (method === USER_AND_PASSWORD) chosen = method;
+      const worth = this.#worth(method);
+      if (worth > best) [best, chosen] = [worth, method];
     }
     return chosen;
+  }
+
+  #worth(method: number): number {
+    switch (method) {
+      case WITH_REPORT + NO_AUTHENTICATION: return this.#login ? 0 : 4;
+      case NO_AUTHENTICATION: return this.#login ? 0 : 3;
+      case WITH_REPORT + USER_AND_PASSWORD: return 2;
+      case USER_AND_PASSWORD: return 1;
+      default: return 0;
+    }
   }
 
   #onLogin(input: Uint8Array, start: number, end: number, output: Uint8Array): ServerStep {

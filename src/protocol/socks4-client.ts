@@ -24,6 +24,7 @@ export class Socks4Client implements Handshake {
   readonly inputBytesMax = REPLY_BYTES;
   readonly refusal = null;
   readonly asked = true;
+  readonly source = null;
   readonly #destination: Destination;
   readonly #credentials: Credentials | null;
   #started = false;
@@ -44,7 +45,7 @@ export class Socks4Client implements Handshake {
     // The code comes before the address, which some servers leave out with a refusal.
     const code = input[start + 1]!;
     if (code === NO_IDENTD || code === OTHER_USER) return { do: "fail", failure: { code: "auth-refused" } };
-    if (code !== GRANTED) return { do: "fail", failure: { code: "refused", reply: GENERAL_FAILURE } };
+    if (code !== GRANTED) return { do: "fail", failure: { code: "refused", reply: GENERAL_FAILURE, report: null } };
     return end - start < REPLY_BYTES ? READ : { do: "finish", consumed: REPLY_BYTES };
   }
 

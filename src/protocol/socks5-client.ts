@@ -2,13 +2,17 @@
  * The client's half of SOCKS5: RFC 1928 with no authentication or with RFC 1929, CONNECT only.
  *
  *     greeting -> METHOD --no auth--------------------> request -> REPLY -> finish
- *                   |                                    ^
- *                   `---user and password-> login -> AUTH'
+ *                   |                                    ^          |  ^
+ *                   `---user and password-> login -> AUTH'      report-'
  *
  * Pipelined, all that we have to say leaves in one write, and the answers are read in order; with
  * credentials the server is then offered no choice of method.
+ *
+ * Each method may also be offered as one that puts a report behind the reply (report.ts): a server
+ * that picks another has never heard of reports, and what follows is RFC 1928.
  */
-import type { Credentials, Destination, Handshake, Step } from "./handshake.ts";
+import type { Credentials, Destination, Failure, Handshake, Step } from "./handshake.ts";
+import { LENGTH_BYTES, readReport, REPORT_BYTES_MAX, WITH_REPORT } from "./report.ts";
 
 const VERSION = 5;
 const NO_AUTHENTICATION = 0x00;
@@ -21,10 +25,20 @@ const IPV4 = 1;
 const NAME = 3;
 const IPV6 = 4;
 
+// A sockaddr_in or sockaddr_in6, as the kernel has it.
+const SOCKADDR_BYTES = 28;
+const AF_INET = 2;
+const AF_INET6 = 10;
+
 /** A method and a login reply, two bytes each. */
 const SHORT_REPLY_BYTES = 2;
 /** The longest reply to a request: its bound address is a name of 255 bytes. */
 const REPLY_BYTES_MAX = 4 + 1 + 255 + 2;
+
+const NO_METHODS: readonly number[] = [];
+const ANONYMOUS: readonly number[] = [NO_AUTHENTICATION];
+const LOGIN_ONLY: readonly number[] = [USER_AND_PASSWORD];
+const EITHER: readonly number[] = [NO_AUTHENTICATION, USER_AND_PASSWORD];
 
 const READ: Step = Object.freeze({ do: "read" });
 
@@ -36,20 +50,27 @@ const REPLY = 3;
 
 export class Socks5Client implements Handshake {
   readonly inputBytesMax: number;
-  readonly refusal = null;
+  refusal: Failure | null = null;
+  source: Uint8Array | null = null;
   readonly #destination: Destination;
   readonly #credentials: Credentials | null;
   readonly #pipelined: boolean;
+  readonly #wantsReport: boolean;
+  #getsReport = false;
   #state = START;
   /** Pipelined only: bytes of the input that are judged but that no Step has consumed yet. */
   #judged = 0;
 
   /** Of the credentials, neither half may be longer than 255 bytes. */
-  constructor(destination: Destination, credentials: Credentials | null, pipelined: boolean) {
+  constructor(
+    destination: Destination, credentials: Credentials | null, pipelined: boolean, wantsReport = false,
+  ) {
     this.#destination = destination;
     this.#credentials = credentials;
     this.#pipelined = pipelined;
-    this.inputBytesMax = pipelined ? 2 * SHORT_REPLY_BYTES + REPLY_BYTES_MAX : REPLY_BYTES_MAX;
+    this.#wantsReport = wantsReport;
+    this.inputBytesMax = REPLY_BYTES_MAX + (pipelined ? 2 * SHORT_REPLY_BYTES : 0)
+      + (wantsReport ? LENGTH_BYTES + REPORT_BYTES_MAX : 0);
   }
 
   get asked(): boolean {
@@ -71,8 +92,10 @@ export class Socks5Client implements Handshake {
           if (second === NO_ACCEPTABLE_METHOD) {
             return { do: "fail", failure: { code: "no-method" } };
           }
-          if (second === USER_AND_PASSWORD && this.#credentials !== null) this.#state = LOGIN;
-          else if (second === NO_AUTHENTICATION && !this.#forced()) this.#state = REPLY;
+          this.#getsReport = this.#wantsReport && second >= WITH_REPORT;
+          const method = this.#getsReport ? second - WITH_REPORT : second;
+          if (method === USER_AND_PASSWORD && this.#credentials !== null) this.#state = LOGIN;
+          else if (method === NO_AUTHENTICATION && !this.#forced()) this.#state = REPLY;
           else return malformed("the server chose a method that was not offered");
           break;
         }
@@ -97,17 +120,41 @@ export class Socks5Client implements Handshake {
     if (input[at] !== VERSION) return malformed("the reply is not of SOCKS version 5");
     // The code comes before the address: with a refusal, some servers send a short or wrong one.
     const reply = input[at + 1]!;
-    if (reply !== SUCCEEDED) return { do: "fail", failure: { code: "refused", reply } };
+    if (reply !== SUCCEEDED) {
+      this.refusal = { code: "refused", reply, report: null };
+      if (!this.#getsReport) return { do: "fail", failure: this.refusal };
+    }
     if (end - at < 5) return READ;
     let length: number;
     switch (input[at + 3]) {
       case IPV4: length = 4 + 4 + 2; break;
       case IPV6: length = 4 + 16 + 2; break;
       case NAME: length = 4 + 1 + input[at + 4]! + 2; break;
-      default: return malformed("the reply's address is of an unknown type");
+      default: return this.#malformed("the reply's address is of an unknown type");
     }
     if (end - at < length) return READ;
+    if (this.#getsReport) return this.#onReport(input, at, at + length, end);
     return { do: "finish", consumed: this.#judged + length };
+  }
+
+  /** The reply is input[reply, at). */
+  #onReport(input: Uint8Array, reply: number, at: number, end: number): Step {
+    const start = at + LENGTH_BYTES;
+    if (end < start) return READ;
+    const length = (input[at]! << 8) | input[at + 1]!;
+    if (length > REPORT_BYTES_MAX) return this.#malformed("the report is longer than any");
+    if (end < start + length) return READ;
+    if (this.refusal?.code === "refused") {
+      const report = readReport(input, start, start + length);
+      return { do: "fail", failure: { ...this.refusal, report } };
+    }
+    if (input[reply + 3] !== NAME) this.source = sockaddr(input, reply + 4, at);
+    return { do: "finish", consumed: this.#judged + start + length - reply };
+  }
+
+  /** A refusal is one, whatever stands behind it. */
+  #malformed(detail: string): Step {
+    return this.refusal === null ? malformed(detail) : { do: "fail", failure: this.refusal };
   }
 
   /** Pipelined with credentials: the login has been sent, so the server must have asked for it. */
@@ -116,21 +163,21 @@ export class Socks5Client implements Handshake {
   }
 
   #writeGreeting(output: Uint8Array): number {
-    let to = 0;
-    output[to++] = VERSION;
-    if (this.#credentials === null) {
-      output[to++] = 1;
-      output[to++] = NO_AUTHENTICATION;
-    } else if (this.#pipelined) {
-      output[to++] = 1;
-      output[to++] = USER_AND_PASSWORD;
-      to = this.#writeLogin(output, to);
-    } else {
-      output[to++] = 2;
-      output[to++] = NO_AUTHENTICATION;
-      output[to++] = USER_AND_PASSWORD;
-    }
-    return this.#pipelined ? this.#writeRequest(output, to) : to;
+    const methods = this.#methods();
+    let to = 2;
+    for (const method of this.#wantsReport ? methods : NO_METHODS) output[to++] = WITH_REPORT + method;
+    for (const method of methods) output[to++] = method;
+    output[0] = VERSION;
+    output[1] = to - 2;
+    if (!this.#pipelined) return to;
+    if (this.#credentials !== null) to = this.#writeLogin(output, to);
+    return this.#writeRequest(output, to);
+  }
+
+  /** Those that are offered; with WITH_REPORT they are offered again. */
+  #methods(): readonly number[] {
+    if (this.#credentials === null) return ANONYMOUS;
+    return this.#pipelined ? LOGIN_ONLY : EITHER;
   }
 
   /** Writes to `output` at `to`; answers where it ended. */
@@ -161,4 +208,15 @@ export class Socks5Client implements Handshake {
 
 function malformed(detail: string): Step {
   return { do: "fail", failure: { code: "malformed", detail } };
+}
+
+/** Of input[at, end): an address of 4 or 16 bytes, and a port. */
+function sockaddr(input: Uint8Array, at: number, end: number): Uint8Array {
+  const length = end - at - 2;
+  const bytes = new Uint8Array(SOCKADDR_BYTES);
+  bytes[0] = length === 4 ? AF_INET : AF_INET6;
+  bytes[2] = input[end - 2]!;
+  bytes[3] = input[end - 1]!;
+  for (let i = 0; i < length; i++) bytes[(length === 4 ? 4 : 8) + i] = input[at + i]!;
+  return bytes;
 }

@@ -335,6 +335,8 @@ export interface ProxyOptions {
   readonly login: Login | null;
   /** The client says everything at once. */
   readonly pipelined: boolean;
+  /** The client would hear a report behind the reply; not every proxy has one. */
+  readonly wantsReport: boolean;
   /** Of a message of the proxy's: something goes wrong instead. */
   readonly failureChance: number;
 }
@@ -356,6 +358,7 @@ export class ProxyFront {
   readonly #byte = new Uint8Array(1);
   #stage: "greeting" | "login" | "request" | "over" = "greeting";
   #busy = false;
+  #reports = false;
   /** When it broke off in the midst of the dialogue. */
   brokeOffUs = Infinity;
 
@@ -393,12 +396,14 @@ export class ProxyFront {
   }
 
   #onGreeting(): void {
-    const { login, pipelined } = this.#options;
-    const expected = login === null ? [5, 1, 0] : pipelined ? [5, 1, 2] : [5, 2, 0, 2];
-    if (!this.#has(expected)) return;
+    const { login, pipelined, wantsReport } = this.#options;
+    const methods = login === null ? [0] : pipelined ? [2] : [0, 2];
+    const offers = [...(wantsReport ? methods.map((method) => 0xe0 + method) : []), ...methods];
+    if (!this.#has([5, offers.length, ...offers])) return;
+    this.#reports = wantsReport && this.#random.chance(0.7);
     const skips = login !== null && !pipelined && this.#random.chance(0.3);
     const method = login === null || skips ? 0 : 2;
-    this.#answer([5, method], [5, 0xff], method === 0 ? "request" : "login");
+    this.#answer([5, method + (this.#reports ? 0xe0 : 0)], [5, 0xff], method === 0 ? "request" : "login");
   }
 
   #onLogin(): void {
@@ -421,7 +426,10 @@ export class ProxyFront {
     const address = this.#random.pick([
       [1, 10, 0, 0, 9, 0, 80], [4, ...new Array<number>(16).fill(0), 0, 80], [3, 2, 97, 98, 0, 80],
     ]);
-    this.#grant(to, [5, 0, 0, ...address], [5, this.#random.between(1, 8), 0, 1, 0, 0]);
+    const refused = [5, this.#random.between(1, 8), 0, 1, 0, 0];
+    const report = this.#random.pick([[0, 0], [0, 4, 1, 2, 0, 111], [0, 3, 9, 1, 9]]);
+    if (this.#reports) this.#grant(to, [5, 0, 0, ...address, ...report], [...refused, 0, 0, 0, 0, ...report]);
+    else this.#grant(to, [5, 0, 0, ...address], refused);
   }
 
   #onHttp(): void {

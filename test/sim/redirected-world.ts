@@ -78,7 +78,7 @@ export class RedirectedWorld extends World {
       upstream: {
         kind, credentials: this.#login, pipelined: random.chance(0.5),
         addresses: addresses.map((address, slot) => ({ bytes: sockaddr(address), slot, drained: false })),
-        trust: PRESETS.standard,
+        trust: random.pick([PRESETS.standard, PRESETS.transplice]),
         disclosed: "off", forwards: false,
       },
       truthful: null,
@@ -288,10 +288,11 @@ export class RedirectedWorld extends World {
   }
 
   #acceptProxied(listener: Tcp): void {
-    const { kind, pipelined } = this.settings.upstream;
+    const { kind, pipelined, trust } = this.settings.upstream;
     assert(kind === "socks5" || kind === "http");
     const options = {
-      protocol: kind, login: this.#login, pipelined, failureChance: this.#proxyFailureChance,
+      protocol: kind, login: this.#login, pipelined, wantsReport: trust.reports,
+      failureChance: this.#proxyFailureChance,
     };
     for (let tcp = listener.accept(); tcp !== null; tcp = listener.accept()) {
       const { network } = this.kernel;

@@ -22,6 +22,8 @@ export class SocksClient {
   readonly #byte = new Uint8Array(1);
   #said = 0;
   #answered = 0;
+  /** Behind the reply comes a report. */
+  #reports = false;
   readonly #kept: number[] = [];
   #writeSoon = false;
   #readSoon = false;
@@ -185,11 +187,12 @@ export class SocksClient {
     const { version, answers, messages } = this.talk;
     const answer = answers[this.#answered];
     if (answer === undefined) throw new Error(`an answer to nothing: ${kept.join(" ")}`);
-    const whole = answer === "reply" ? replyLength(version, kept) : 2;
+    const whole = answer === "reply" ? replyLength(version, kept, this.#reports) : 2;
     if (kept.length < whole) return;
     this.heardUs = this.#network.nowUs;
     const good = judgeForm(answer, version, kept);
     const code = kept[1]!;
+    if (answer === "method") this.#reports = code === 0xe0 || code === 0xe2;
     if (!good) this.refusal = { answer, code };
     else if (++this.#answered === messages.length) this.#onGranted();
     else this.#wake();
@@ -200,7 +203,7 @@ export class SocksClient {
     const { version } = this.talk;
     const kept = this.#kept;
     const at = 4;
-    const end = version === 4 ? 8 : kept.length - 2;
+    const end = version === 4 ? 8 : replyLength(version, kept, false) - 2;
     const port = version === 4 ? 2 : end;
     this.granted = {
       bytes: Uint8Array.from(kept.slice(at, end)), port: (kept[port]! << 8) | kept[port + 1]!,
@@ -216,9 +219,11 @@ export class SocksClient {
 
 const leaves = ({ kind }: Fault): boolean => kind === "close" || kind === "reset";
 
-function replyLength(version: 4 | 5, kept: readonly number[]): number {
+function replyLength(version: 4 | 5, kept: readonly number[], reports: boolean): number {
   if (version === 4) return 8;
-  return kept.length < 4 ? 10 : kept[3] === 4 ? 22 : 10;
+  const length = kept.length < 4 ? 10 : kept[3] === 4 ? 22 : 10;
+  if (!reports) return length;
+  return length + 2 + (kept.length < length + 2 ? 0 : (kept[length]! << 8) | kept[length + 1]!);
 }
 
 /** True: go on. Throws if it is no answer at all. */
@@ -226,7 +231,7 @@ function judgeForm(answer: AnswerKind, version: 4 | 5, kept: readonly number[]):
   const wrong = () => new Error(`no ${answer} of SOCKS${version}: ${kept.join(" ")}`);
   switch (answer) {
     case "method":
-      if (kept[0] !== 5 || ![0, 2, 255].includes(kept[1]!)) throw wrong();
+      if (kept[0] !== 5 || ![0, 2, 0xe0, 0xe2, 255].includes(kept[1]!)) throw wrong();
       return kept[1] !== 255;
     case "login":
       if (kept[0] !== 1) throw wrong();

@@ -160,8 +160,11 @@ function drawSocks5(random: Random, wish: Wish): Said {
     const mistake = { said: "method 255", reason: "client-auth" };
     return { messages: [greet(methods)], answers: ["method"], user: "", mistake };
   }
-  const offers = random.pick(login ? [[2], [0, 2], [2, 0, 1]] : [[0], [2], [0, 2], [2, 0]]);
-  const asked = login || !offers.includes(0);
+  // 0xe0 and 0xe2 are these with a report.
+  const offers = random.pick(
+    login ? [[2], [0, 2], [2, 0, 1], [0xe2], [0xe0, 0xe2, 0, 2]] : [[0], [2], [0, 2], [2, 0], [0xe0, 0], [0xe2, 2]],
+  );
+  const asked = login || !offers.some((method) => method === 0 || method === 0xe0);
   const request = drawRequest(random, wish);
   if (!asked) {
     const { bytes, mistake } = request;

@@ -68,7 +68,7 @@ test("the smallest file has all defaults", () => {
 test("the upstream's answers are believed as its program is known, or by name of what is believed", () => {
   const trust = (text: string) => good(`${URL_LINE}[connect]\ntrust = ${text}`).connect.trust;
   for (const [name, table] of Object.entries(PRESETS)) assert.deepEqual(trust(`"${name}"`), table);
-  assert.deepEqual(trust('["refused", "timeout"]'), { replies: { 5: "refused", 6: "timeout" }, statuses: { 504: "timeout" }, errnos: ["refused", "timeout"] });
+  assert.deepEqual(trust('["refused", "timeout"]'), { replies: { 5: "refused", 6: "timeout" }, statuses: { 504: "timeout" }, errnos: ["refused", "timeout"], reports: false });
   assert.deepEqual(trust("[]"), PRESETS.nothing);
 });
 
@@ -456,6 +456,8 @@ test("warnings", () => {
   assert.deepEqual(warned(`mode = "tproxy"\nlisten = ":1"\n${URL_LINE}`), []);
   assert.deepEqual(warned('proxy_url = "direct:"'), ["t:1: proxy_url: direct: without mark: tr"]);
   assert.deepEqual(warned('proxy_url = "direct:"\nmark = 1'), []);
+  assert.deepEqual(warned(`${URL_LINE}connect.trust = "transplice"`), []);
+  assert.deepEqual(warned('proxy_url = "http://h:1"\nconnect.trust = "transplice"'), ["t:2: connect.trust: transplice tells mor"]);
 });
 
 test("whatever text comes, parseConfig answers", () => {

@@ -55,7 +55,7 @@ test("a journal gives back what was written, in order, and drops when it is full
           assert.equal(record?.id, expected.shift());
           if (record !== null) assert.deepEqual([...record.addresses], [...rows.bytes.subarray(0, 84)]);
         } else {
-          const written = writer.write(ENDED, 3, 1, -7, id, 2, 1.5, 2.5, 2 ** 40, 5, rows, 0, 5, "why", "name", "user");
+          const written = writer.write(ENDED, 3, 1, -7, 111, id, 2, 1.5, 2.5, 2 ** 40, 5, rows, 0, 5, "why", "name", "user", "");
           assert.equal(written, expected.length < 8);
           if (written) expected.push(id);
         }
@@ -68,14 +68,15 @@ test("a journal record keeps every field", () => {
   const shared = new SharedArrayBuffer(journalBytes(2));
   const rows = sys.memory(96);
   const journal = new Journal(shared);
-  journal.write(ENDED, 4, 5, -104, 0xffffffff, 9, 1_700_000_000_000.25, 12.5, 2 ** 50, 3, rows, 8, 4, "x".repeat(500), "n".repeat(253), "\u00e4b\u4e2d");
-  const { addresses, text, name, user, ...record } = journal.read()!;
+  journal.write(ENDED, 4, 5, -104, 113, 0xffffffff, 9, 1_700_000_000_000.25, 12.5, 2 ** 50, 3, rows, 8, 4, "x".repeat(500), "n".repeat(253), "\u00e4b\u4e2d", "t".repeat(300));
+  const { addresses, text, name, user, tried, ...record } = journal.read()!;
   assert.deepEqual(record, {
-    kind: ENDED, reason: 4, cause: 5, detail: -104, id: 0xffffffff, incarnation: 9, wallMs: 1_700_000_000_000.25,
+    kind: ENDED, reason: 4, cause: 5, detail: -104, errno: 113, id: 0xffffffff, incarnation: 9, wallMs: 1_700_000_000_000.25,
     durationMs: 12.5, bytesUp: 2 ** 50, bytesDown: 3, version: 4,
   });
   assert.equal(name, "n".repeat(253));
   assert.equal(user, "\u00e4b?");
+  assert.ok(tried.length > 30 && /^t+$/.test(tried), "as much as there is room for");
   assert.ok(text.length > 50 && text.length < 192 && /^x+$/.test(text));
 });
 
@@ -83,7 +84,7 @@ test("a sleeping reader is told once, and never sleeps over a record", () => {
   const shared = new SharedArrayBuffer(journalBytes(4));
   const rows = sys.memory(96);
   const [writer, reader] = [new Journal(shared), new Journal(shared)];
-  const write = () => writer.write(ENDED, 0, 0, 0, 1, 0, 0, 0, 0, 0, rows, 0, 0, "", "", "");
+  const write = () => writer.write(ENDED, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, rows, 0, 0, "", "", "", "");
   assert.equal(writer.shouldWakeReader(), false);
   assert.equal(reader.sleep(), true);
   assert.equal(writer.shouldWakeReader(), false, "nothing written");
@@ -101,7 +102,7 @@ test("a journal's count may wrap", () => {
   const rows = sys.memory(96);
   const journal = new Journal(shared);
   for (let id = 1; id <= 20; id++) {
-    assert.ok(journal.write(ENDED, 0, 0, 0, id, 0, 0, 0, 0, 0, rows, 0, 0, "", "", ""));
+    assert.ok(journal.write(ENDED, 0, 0, 0, 0, id, 0, 0, 0, 0, 0, rows, 0, 0, "", "", "", ""));
     assert.equal(journal.read()!.id, id);
   }
 });

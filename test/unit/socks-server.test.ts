@@ -217,6 +217,25 @@ describe("SocksServer: SOCKS5", () => {
     }
     heard("none", [[[5, 255, ...LONG.subarray(1), 0], [5, 0]], [CONNECT, []]], { method: "noauth" });
   });
+  it("promises reports to whoever offers to hear them, and behind each reply there is one", () => {
+    const NOTHING = [0, 0];
+    for (const methods of [[0xe0], [0xe0, 0], [0, 0xe0], [0xe0, 0xe2, 0, 2], [2, 0xe2, 0xe0]]) {
+      heard("none", [[[5, methods.length, ...methods], [5, 0xe0]], [CONNECT, []]], { method: "noauth" });
+    }
+    for (const methods of [[0xe2], [0xe2, 2], [2, 0xe2], [0xe0, 0xe2, 0, 2]]) {
+      heard("right", [[[5, methods.length, ...methods], [5, 0xe2]], [LOGIN, [1, 0]], [CONNECT, []]], {
+        method: "password", user: "us@er", verified: [["us@er", "p:w"]],
+      });
+      heard("wrong", [[[5, methods.length, ...methods], [5, 0xe2]], [LOGIN, [1, 1]]], { refused: "auth-refused", verified: [["us@er", "p:w"]] });
+    }
+    heard("right", [[[5, 2, 0xe0, 2], [5, 2]], [LOGIN, [1, 0]], [CONNECT, []]], { method: "password", verified: [["us@er", "p:w"]] });
+    heard("right", [[[5, 2, 0xe0, 0], [5, 255]]], { refused: "no-method" });
+    heard("none", [[[5, 1, 0xe0], [5, 0xe0]], [[5, 2, ...CONNECT.slice(2)], [...refusal(7), ...NOTHING]]], { refused: "command" });
+    heard("none", [[[5, 1, 0xe0], [5, 0xe0]], [[4], [...refusal(1), ...NOTHING]]], { refused: "malformed" });
+    // And to nobody else.
+    heard("none", [[[5, 1, 0], [5, 0]], [CONNECT, []]], { method: "noauth" });
+    assert.equal(POOLED.reports, false);
+  });
   it("refuses when none of them will do", () => {
     for (const methods of [[], [1], [3, 0x80, 0xfe, 0xff]]) {
       heard("none", [[[5, methods.length, ...methods], [5, 255]]], {
@@ -508,8 +527,8 @@ describe("SocksServer: whatever comes", () => {
         at: fc.constant(0), length: fc.constant(length), port: fc.nat(65535),
       }));
     fc.assert(
-      fc.property(address, credentials, fc.boolean(), fc.nat(30), (to, login, pipelined, size) => {
-        const client = new Socks5Client(to, login, pipelined);
+      fc.property(address, credentials, fc.boolean(), fc.boolean(), fc.nat(30), (to, login, pipelined, reports, size) => {
+        const client = new Socks5Client(to, login, pipelined, reports);
         const server = new Player(login === null ? "none" : "right");
         const output = new Uint8Array(OUTPUT_BYTES_MAX);
         let answered = 0;
@@ -529,6 +548,8 @@ describe("SocksServer: whatever comes", () => {
         const rest = Uint8Array.from([...server.sent.slice(answered), ...output.subarray(0, length)]);
         const step = client.advance(rest, 0, rest.length, output);
         assert.deepEqual(step, { do: "finish", consumed: rest.length });
+        assert.equal(POOLED.reports, reports);
+        assert.deepEqual(client.source === null ? null : [...client.source.subarray(8, 24)], reports ? V6 : null);
         assert.deepEqual([...POOLED.address.subarray(0, POOLED.addressLength)], [...to.bytes]);
         assert.equal(POOLED.port, to.port);
         const said = login === null ? [] : [[latin1(login.user), latin1(login.password)]];

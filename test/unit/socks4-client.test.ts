@@ -25,7 +25,7 @@ describe("Socks4Client", () => {
     for (const code of [91, 0, 255]) {
       for (const rest of [[], [0, 0, 0, 0, 0, 0]]) {
         dialogue(plain, [{ sends: [...CONNECT, 0] }, { gets: [0, code, ...rest] }], {
-          failure: { code: "refused", reply: 1 },
+          failure: { code: "refused", reply: 1, report: null },
         });
       }
     }

@@ -27,6 +27,8 @@ function credentials(user: Bytes, password: Bytes): Credentials {
 }
 const plain = (destination = IPV4) => () => new Socks5Client(destination, null, false);
 const withLogin = (login = LOGIN) => () => new Socks5Client(IPV4, login, false);
+const reporting = (login: Credentials | null, pipelines: boolean) => () =>
+  new Socks5Client(IPV4, login, pipelines, true);
 const pipelined = (login: Credentials | null) => () => new Socks5Client(IPV4, login, true);
 
 describe("Socks5Client: granted", () => {
@@ -129,7 +131,7 @@ describe("Socks5Client: refused", () => {
         dialogue(plain(), [
           { sends: [5, 1, 0] }, { gets: [5, 0] },
           { sends: CONNECT_IPV4 }, { gets: [5, reply, ...rest] },
-        ], { failure: { code: "refused", reply } });
+        ], { failure: { code: "refused", reply, report: null } });
       }
     }
   });
@@ -190,12 +192,14 @@ describe("Socks5Client: unfinished", () => {
 describe("Socks5Client: whatever comes", () => {
   // Pieces of good dialogues, so that the far states are reached, among bytes of no meaning.
   const piece = fc.oneof(
+    fc.constantFrom<number[]>([5, 0xe0], [5, 0xe2], [0, 0], [0, 4, 1, 2, 0, 111], [0, 0xdc], [5, 5, 0, 1, 0, 0, 0, 0, 0, 0]),
     fc.constantFrom<number[]>([5, 0], [5, 2], [1, 0], GRANTED, [5, 0, 0, 4], [5, 0, 0, 3]),
     fc.array(fc.oneof(fc.nat(5), fc.nat(255)), { maxLength: 20 }),
   );
   const input = fc.array(piece, { maxLength: 30 }).map((pieces) => Uint8Array.from(pieces.flat()));
   const machine = fc.constantFrom(
-    plain(), plain(IPV6), withLogin(), pipelined(null), pipelined(LOGIN),
+    plain(), plain(IPV6), withLogin(), pipelined(null), pipelined(LOGIN), reporting(null, false),
+    reporting(LOGIN, false), reporting(null, true), reporting(LOGIN, true),
   );
 
   it("it finishes, fails or asks, and the cuts make no difference", () => {
