@@ -36,6 +36,7 @@ import {
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config, ListenAddress } from "../config/config.ts";
 import type { Role } from "../engine/session.ts";
+import { portOf } from "../policy/own.ts";
 
 /** The kernel cuts it to net.core.somaxconn. */
 const BACKLOG = 65535;
@@ -130,7 +131,8 @@ export class Listeners {
       const has = open.length;
       const passed = open.find((fd) => this.#passed.has(fd));
       if (has >= sockets || (passed !== undefined && !this.#is(passed, SOL_SOCKET, SO_REUSEPORT))) continue;
-      const fds = this.#openAddress(address, modeOf(config, role), sockets - has, has === 0);
+      const ours = [...this.open, ...opened].some((other) => overlap(other.address, address));
+      const fds = this.#openAddress(address, modeOf(config, role), sockets - has, !ours);
       // SO_REUSEPORT is for the sockets of one user; beside another's, workers share what there is.
       if (!Array.isArray(fds) && passed !== undefined) continue;
       if (Array.isArray(fds)) opened.push({ address, role, fds });
@@ -149,10 +151,15 @@ export class Listeners {
     return { opened, missing };
   }
 
-  /** Listening addresses that the configuration no longer has. */
+  /**
+   * Listening addresses that the configuration no longer has. One that is covered by a wildcard now
+   * is no such: it goes on beside it, as its end would cost whoever is just connecting.
+   */
   obsolete(config: Config): ListeningAddress[] {
     const wanted = new Set(wantedBy(config).map(({ address, role }) => keyOf(address, role)));
-    return this.open.filter(({ address, role }) => !wanted.has(keyOf(address, role)));
+    const isCovered = ({ address, role }: ListeningAddress): boolean =>
+      (role === "socks" ? (config.egress?.listen ?? []) : config.listen).some((wide) => covers(wide, address));
+    return this.open.filter((each) => !wanted.has(keyOf(each.address, each.role)) && !isCovered(each));
   }
 
   /** The mode has changed: listening sockets learn it where they stand. */
@@ -219,11 +226,11 @@ export class Listeners {
   }
 
   #openAddress(
-    address: ListenAddress, mode: Config["mode"], sockets: number, first: boolean,
+    address: ListenAddress, mode: Config["mode"], sockets: number, alone: boolean,
   ): number[] | Trouble {
     // With SO_REUSEPORT a second program could share the port unnoticed, and take half of the
-    // connections. So the first bind is tried without it.
-    if (first) {
+    // connections. So the first bind is tried without it, where no socket of our own stands in the way.
+    if (alone) {
       const probe = this.#bind(address, mode, false);
       if (typeof probe !== "number") return probe;
       this.#sys.close(probe);
@@ -321,6 +328,14 @@ function allOfIpv4(address: ListenAddress): ListenAddress {
 /** The same socket address may be wanted dual-stack or not: another socket. */
 const keyOf = (address: ListenAddress, role: Role): string =>
   `${role} ${address.text} ${address.dualStack}`;
+
+/** What comes to the other address would come to this one as well: it is the port's wildcard. */
+const covers = (wide: ListenAddress, other: ListenAddress): boolean =>
+  wide.dualStack && portOf(wide.bytes, 0) === portOf(other.bytes, 0);
+
+/** Without SO_REUSEPORT there is no socket for the one beside one for the other. */
+const overlap = (a: ListenAddress, b: ListenAddress): boolean =>
+  a.text === b.text || covers(a, b) || covers(b, a);
 
 function wantedBy({ listen, relays, egress }: Config): { address: ListenAddress; role: Role }[] {
   return [

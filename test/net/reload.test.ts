@@ -153,6 +153,43 @@ scenario("HUP adds listeners and takes them away", async (stage) => {
   assert.equal(String((await long.rest()).data), "pong", "its connections live on");
 });
 
+scenario(
+  "2,000 connections while the listener becomes one for all addresses, and is one again: none is lost",
+  async (stage) => {
+    stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+    const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+    const settings = { listen: "127.0.0.1:1081", proxy_url: upstream.url(), workers: 2 };
+    const relay = await stage.relay(settings);
+    const isListenedOn = async (address: string): Promise<boolean> => {
+      const client = await connect(stage.net.relay, address, 1081).catch(() => null);
+      client?.destroy();
+      return client !== null;
+    };
+    const losses = await underLoad(stage, 2_000, async (done) => {
+      for (let i = 1; i <= 8; i++) {
+        await eventually("load", () => done() >= i * 200, 60_000);
+        relay.configure({ ...settings, listen: i % 2 === 1 ? ":1081" : "127.0.0.1:1081" });
+        await relay.reload();
+        assert.equal(await isListenedOn("10.7.0.1"), i % 2 === 1, `after reload ${i}`);
+      }
+    });
+    assert.deepEqual(losses, []);
+  },
+  { timeoutMs: 120_000 },
+);
+
+scenario("fewer workers on HUP: none of the listening sockets is left alone", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+  const settings = { listen: LISTEN, proxy_url: upstream.url() };
+  const relay = await stage.relay({ ...settings, workers: 4 });
+  for (const workers of [1, 3, 2]) {
+    relay.configure({ ...settings, workers });
+    await relay.reload();
+    for (let i = 0; i < 30; i++) assert.equal(await short(stage), "", `connection ${i}, ${workers} workers`);
+  }
+});
+
 scenario("a listener that cannot be had on HUP: told, and nothing changes", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
