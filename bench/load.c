@@ -43,6 +43,7 @@ enum {
   EVENTS = 256,
   OPENING = 256,           /* Connections that are being opened at a time. */
   PATIENCE_MS = 3000,
+  HANGS_MS = 10000,
 };
 
 struct wish {
@@ -352,12 +353,14 @@ static struct {
   int socksPort;           /* Of the SOCKS5 server on 127.0.0.1; 0: none is asked. */
   uint32_t mark;           /* By which the firewall knows a client's connections from a relay's. */
   int addresses, connections;
-  double seconds;
+  double seconds, rate;
   uint64_t operations, bytes;
   bool checked;
 } wanted = {.addresses = 1, .connections = 64, .seconds = 1};
 
 static uint64_t done, failed, total;
+/* Of those that failed: the connection was refused, or reset in whatever state. */
+static uint64_t refused, resets;
 static int live, nextAddress;
 static int64_t finish;
 
@@ -393,6 +396,19 @@ static struct sockaddr_storage destination(uint32_t n) {
   return address;
 }
 
+static void over(struct connection *c, bool good) {
+  if (good) done++;
+  else failed++;
+  live--;
+  drop(c);
+}
+
+/* What the socket has against it, once: SO_ERROR is forgotten when it has been read. */
+static void failedWith(int error) {
+  if (error == ECONNREFUSED) refused++;
+  else if (error != 0 && error != EAGAIN) resets++;
+}
+
 /* Connects to the next of the addresses, or to the SOCKS5 server that is asked for it. */
 static void start(void) {
   uint32_t place = (uint32_t)(nextAddress++ % wanted.addresses);
@@ -410,9 +426,14 @@ static void start(void) {
   c->start = nowNs();
   c->place = place;
   c->checked = wanted.checked;
-  if (connect(fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
-    die("connect");
+  int error = connect(fd, (struct sockaddr *)&address, sizeof address) < 0 ? errno : 0;
+  if (error != 0 && error != EINPROGRESS && error != ECONNREFUSED) die("connect");
   live++;
+  if (error == ECONNREFUSED) { /* On this host that can be known at once. */
+    failedWith(error);
+    over(c, false);
+    return;
+  }
   watch(c, EPOLL_CTL_ADD, EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET);
 }
 
@@ -468,13 +489,6 @@ static bool ask(struct connection *c, uint32_t events) {
   return true;
 }
 
-static void over(struct connection *c, bool good) {
-  if (good) done++;
-  else failed++;
-  live--;
-  drop(c);
-}
-
 static bool timeIsOver(void) {
   return wanted.operations ? done >= wanted.operations : nowNs() >= finish;
 }
@@ -487,9 +501,10 @@ static void exchange(struct connection *c) {
     c->bytes += (uint64_t)got;
   }
   if (got < 0 && errno == EAGAIN) return;
+  if (got < 0) failedWith(errno);
   record(0, nowNs() - c->start);
   over(c, got == 0 && c->bytes == ANSWER);
-  if (!timeIsOver()) start();
+  if (wanted.rate == 0 && !timeIsOver()) start();
 }
 
 /* Before the measurement each connection has one ping, to stand for sure. */
@@ -501,6 +516,7 @@ static void ping(struct connection *c) {
   ssize_t got = recv(c->fd, buffer, CHUNK, 0);
   if (got < 0 && errno == EAGAIN) return;
   if (got <= 0) {
+    if (got < 0) failedWith(errno);
     lost++;
     return over(c, false);
   }
@@ -554,8 +570,11 @@ static void handle(struct connection *c, uint32_t events) {
   }
   if (c->phase <= WISH) {
     if (!(events & (EPOLLERR | EPOLLHUP)) && ask(c, events)) return;
+    int error = 0;
+    getsockopt(c->fd, SOL_SOCKET, SO_ERROR, &error, &(socklen_t){sizeof error});
+    failedWith(error);
     over(c, false);
-    if (wanted.mode == 'r' && !timeIsOver()) start();
+    if (wanted.mode == 'r' && wanted.rate == 0 && !timeIsOver()) start();
     return;
   }
   if (c->phase == SENDING) {
@@ -599,6 +618,17 @@ static void standAll(void) {
   } while (standing + (int)failed < wanted.connections && turn(PATIENCE_MS));
 }
 
+/* So many new connections a second, however the others fare; those that are not over at the end
+ * have time to be, and then they hang. */
+static void startAtRate(int64_t begin) {
+  for (uint64_t started = 0; nowNs() < finish;) {
+    uint64_t due = (uint64_t)((double)(nowNs() - begin) / 1e9 * wanted.rate);
+    for (; started < due; started++) start();
+    turn(1);
+  }
+  while (live > 0 && nowNs() < finish + (int64_t)HANGS_MS * 1000000) turn(100);
+}
+
 static void waitForLine(void) {
   for (char c = 0; c != '\n';)
     if (read(0, &c, 1) != 1) exit(0);
@@ -615,6 +645,10 @@ static _Noreturn void client(void) {
   int count = wanted.mode == 'i' ? 0 : pings ? standing : wanted.connections;
   pinging = true;
   standing = 0;
+  if (wanted.rate > 0) {
+    startAtRate(begin);
+    count = 0;
+  }
   for (int i = 0; i < count; i++) {
     if (!pings) {
       start();
@@ -623,15 +657,16 @@ static _Noreturn void client(void) {
       sendAll(stands[i], pattern, MESSAGE);
     }
   }
-  while (pings ? standing < count - lost : live > 0) turn(-1);
+  while (pings ? standing < count - lost : wanted.rate == 0 && live > 0) turn(-1);
   double seconds = (double)(nowNs() - begin) / 1e9;
   printf("{\"done\":%llu,\"failed\":%llu,\"bytes\":%llu,\"seconds\":%.6f,\"perSecond\":%.1f,"
          "\"gbps\":%.3f,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"firstByteP50\":%.1f,"
-         "\"slowestMs\":%.1f,\"stalled\":%llu}\n",
+         "\"slowestMs\":%.1f,\"stalled\":%llu,\"refused\":%llu,\"reset\":%llu,\"hung\":%d}\n",
          (unsigned long long)done, (unsigned long long)failed, (unsigned long long)total, seconds,
          (double)done / seconds, (double)total * 8 / seconds / 1e9, quantileUs(0, 0.5),
          quantileUs(0, 0.99), quantileUs(0, 0.999), quantileUs(1, 0.5), (double)slowest / 1e6,
-         (unsigned long long)stalled);
+         (unsigned long long)stalled, (unsigned long long)refused, (unsigned long long)resets,
+         pings ? 0 : live);
   fflush(stdout);
   for (;;) waitForLine();
 }
@@ -643,8 +678,8 @@ static int usage(void) {
           "usage: load target PORT [-r MS]   SOCKS5 and destination; -r: handshake replies late\n"
           "       load serve PORT            destination only\n"
           "       load rr|pp|down|up|idle|fail -a ADDRESS -P PORT [-c CONNECTIONS] [-t SECONDS]\n"
-          "            [-n OPERATIONS] [-b BYTES] [-d ADDRESSES] [-x SOCKS_PORT] [-m MARK] [-k]\n"
-          "  rr    64 bytes there, 128 back, close; -c at a time\n"
+          "            [-n OPERATIONS] [-b BYTES] [-d ADDRESSES] [-x SOCKS_PORT] [-m MARK] [-k] [-R RATE]\n"
+          "  rr    64 bytes there, 128 back, close; -c at a time, or -R new ones a second\n"
           "  pp    64 bytes there and back, over and over, on -c connections\n"
           "  down, up   -c streams, for -t seconds or -b bytes each; -k compares every byte\n"
           "  idle  opens -c connections and holds them\n"
@@ -683,7 +718,7 @@ int main(int argc, char **argv) {
   const char *role = argv[1], *address = "";
   int port = 80;
   optind = 2;
-  for (int option; (option = getopt(argc, argv, "a:P:c:t:n:b:d:r:x:m:k")) != -1;) {
+  for (int option; (option = getopt(argc, argv, "a:P:c:t:n:b:d:r:x:m:kR:")) != -1;) {
     switch (option) {
       case 'a': address = optarg; break;
       case 'P': port = atoi(optarg); break;
@@ -696,6 +731,7 @@ int main(int argc, char **argv) {
       case 'm': wanted.mark = (uint32_t)atoi(optarg); break;
       case 'r': delayNs = (int64_t)(atof(optarg) * 1e6); break;
       case 'k': wanted.checked = true; break;
+      case 'R': wanted.rate = atof(optarg); break;
       default: return usage();
     }
   }

@@ -43,6 +43,8 @@ export type Command =
       /** null: as the configuration says. */
       readonly backend: FirewallBackend | null;
     })
+  /** Of the process that runs with the file. */
+  | { readonly kind: "upgrade"; readonly file: string }
   /** redsocks -v. */
   | { readonly kind: "version" }
   | (OnFile & { readonly kind: "doctor"; readonly json: boolean })
@@ -89,6 +91,7 @@ export const SYNOPSIS: readonly string[] = [
   "migrate FILE [--from PROGRAM] [--ignore-unsupported]",
   `firewall ${FIREWALL_ACTIONS.join("|")} [-f FILE] [--backend BACKEND]`,
   "doctor [-f FILE] [--json]",
+  "upgrade [-f FILE]",
   "as PROGRAM [its flags]",
 ];
 
@@ -224,6 +227,15 @@ export function describe(settle: (command: Command) => void = () => {}): Program
       settle(ofMigrate(others) ?? Object.freeze({ ...(frozenCommand("check", others.file, others) as OnFile), kind: "doctor", json: json ?? false }));
     });
   program
+    .command("upgrade")
+    .summary("start the program anew beside the running process, which hands its listeners over")
+    .description(
+      "Ask the process that runs with the configuration FILE to start the program anew beside itself, and wait until the new process serves. The old one finishes its connections and exits; no connection is refused or reset. Exit code 0: the new process serves; 1: it does not, what was wrong is said, and the old one goes on as before.",
+    )
+    .usage("[-f FILE]")
+    .allowExcessArguments(false)
+    .action(() => settle(upgradeCommand(program.opts<Options>())));
+  program
     .command("as")
     .summary("be transocks, usocksd or redsocks: their flags, files and names in the log")
     .usage("PROGRAM [its flags]")
@@ -253,6 +265,7 @@ Examples:
   transplice migrate /etc/redsocks.conf   the same in our own file, and what changes
   transplice firewall apply -f my.toml    set the rules that redirect connections to it
   transplice doctor                       what is wrong on this host, and how to mend it
+  transplice upgrade                      a new version takes over from the running one
   transplice as redsocks -c my.conf       run with a configuration of redsocks
   transplice -f my.toml -loglevel debug   run and say more
 `,
@@ -281,6 +294,12 @@ function firewallCommand(action: string | undefined, options: Options): Command 
   }
   const { file, overrides, reading } = frozenCommand("check", others.file, others) as OnFile;
   return Object.freeze({ kind: "firewall", action: known, backend: found, file, overrides, reading });
+}
+
+function upgradeCommand(options: Options): Command {
+  const { file, ...others } = options;
+  if (Object.keys(others).length > 0) return misuse("upgrade takes no flag but -f FILE");
+  return Object.freeze({ kind: "upgrade", file: file ?? DEFAULT_FILE });
 }
 
 function migration(file: string | undefined, options: Options): Command {
@@ -332,6 +351,7 @@ function strayOperand(operands: readonly string[], program: Program): string | n
   if (name === undefined) return null;
   const names = program.commands.map((command) => command.name());
   if (names.includes(name)) {
+    if (name === "upgrade" && operands.length > 1) return "upgrade takes its file as -f FILE";
     if (operands.length <= 2 || name === "as") return null;
     // What stands there may be a password, which has no business on a command line.
     return name === "passwd" ? "passwd takes one name, and asks for the password" : `${name} takes one ${name === "firewall" ? "action" : "file"}`;

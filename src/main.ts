@@ -6,7 +6,7 @@ import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { linux } from "../native-bindings/syscalls.ts";
 import { type Command, packageVersion, parseCommandLine } from "./cli.ts";
-import { readEnvironment } from "./config/environment.ts";
+import { type Environment, readEnvironment } from "./config/environment.ts";
 import { loadConfig, OWN, readText } from "./config/file.ts";
 import { migrate } from "./config/migrate.ts";
 import { type Problem, problemText } from "./config/problem.ts";
@@ -20,16 +20,15 @@ import type { ListeningAddress } from "./control/listeners.ts";
 import { Log } from "./control/log.ts";
 import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
+import { PidFile, RUN_DIRECTORY } from "./control/pid-file.ts";
 import { ServiceManager } from "./control/systemd.ts";
-import { inherited } from "./control/upgrade.ts";
+import { inherited, upgrade } from "./control/upgrade.ts";
 import { hashPassword } from "./control/users.ts";
 
 /** A configuration with the sockets that were passed to us in their places. */
 type Fitted =
   | (Exclude<Loaded, { problems: unknown }> & { readonly listening: readonly ListeningAddress[] })
   | { readonly problems: readonly Problem[] };
-
-const problemOf = (place: string, message: string): Problem => ({ place, line: null, column: null, key: null, message });
 
 async function main(command: Command): Promise<number> {
   switch (command.kind) {
@@ -46,6 +45,8 @@ async function main(command: Command): Promise<number> {
       return firewalled(command);
     case "doctor":
       return doctored(command);
+    case "upgrade":
+      return say(await upgrade(command.file));
     case "version":
       process.stdout.write(`redsocks/0.5 (transplice ${packageVersion()})\n`);
       return 0;
@@ -68,11 +69,6 @@ async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "mi
 async function firewalled(
   { action, backend, file, overrides, reading }: Command & { kind: "firewall" },
 ): Promise<number> {
-  const say = ({ out, wrong, code }: Outcome): number => {
-    process.stdout.write(out);
-    process.stderr.write(wrong);
-    return code;
-  };
   if (action === "remove") return say(await removed());
   const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   if ("problems" in loaded) {
@@ -80,6 +76,13 @@ async function firewalled(
     return action === "status" ? 4 : 1;
   }
   return say(action === "check" ? await firewallCheck(file, loaded.config, backend) : await firewall(action, loaded.config, backend));
+}
+
+/** Answers the exit code. */
+function say({ out, wrong, code }: Outcome): number {
+  process.stdout.write(out);
+  process.stderr.write(wrong);
+  return code;
 }
 
 async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {
@@ -124,25 +127,35 @@ async function check({ file, overrides, reading }: Command & { kind: "check" }):
   return 0;
 }
 
+/**
+ * Reads the configuration, and puts the sockets that were passed to us in their places. Once now and
+ * at each HUP.
+ */
+function loader(
+  { file, overrides, reading }: Command & { kind: "run" }, { variables }: Environment, activation: ReturnType<typeof Activation.of>,
+): () => Promise<Fitted> {
+  const wrong = (messages: readonly string[]): Fitted => ({
+    problems: messages.map((message) => ({ place: file, line: null, column: null, key: null, message })),
+  });
+  return async () => {
+    if ("wrong" in activation) return wrong(activation.wrong);
+    const loaded = await loadConfig(file, overrides, reading, variables);
+    if ("problems" in loaded) return loaded;
+    if (loaded.daemon && activation.sockets.length > 0) {
+      return wrong(["daemon = on: the service manager's sockets are for the process that it started; set daemon = off"]);
+    }
+    const fitted = activation.fit(loaded.config);
+    return "wrong" in fitted ? wrong(fitted.wrong) : { ...loaded, ...fitted };
+  };
+}
+
 async function run(command: Command & { kind: "run" }): Promise<number> {
-  const { file, overrides, reading } = command;
+  const { file, reading } = command;
   const environment = readEnvironment();
   const sys = linux();
   const heir = inherited(environment.handover);
   const activation = Activation.of(sys, heir?.passed ?? environment.sockets);
-  const load = async (): Promise<Fitted> => {
-    if ("wrong" in activation) return { problems: activation.wrong.map((message) => problemOf(file, message)) };
-    const loaded = await loadConfig(file, overrides, reading, environment.variables);
-    if ("problems" in loaded) return loaded;
-    if (loaded.daemon && activation.sockets.length > 0) {
-      const message = "daemon = on: sockets of the service manager are for the process that it started; set daemon = off";
-      return { problems: [problemOf(file, message)] };
-    }
-    const fitted = activation.fit(loaded.config);
-    return "wrong" in fitted
-      ? { problems: fitted.wrong.map((message) => problemOf(file, message)) }
-      : { ...loaded, ...fitted };
-  };
+  const load = loader(command, environment, activation);
   const loaded = await load();
   if ("problems" in loaded || "wrong" in activation) {
     const problems = "problems" in loaded ? loaded.problems : [];
@@ -152,7 +165,8 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   }
   if (loaded.daemon && command.process?.foreground === false) return beginDaemon("--foreground");
   let { config } = loaded;
-  const ownLog = isNew(config.log.filename);
+  const { filename } = config.log;
+  const own = filename !== null && isNew(filename) ? [filename] : [];
   const log = new Log({ topic: reading.as, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) {
     heir?.failed([`log.filename: ${log.fault}`]);
@@ -165,11 +179,18 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
     await log.close();
   };
   for (const warning of loaded.warnings) log.warning(problemText(warning));
+  const pidFile = new PidFile(file);
+  if (pidFile.prepare()) own.push(RUN_DIRECTORY);
+  const serves = (): void => {
+    const unwritten = pidFile.write();
+    if (unwritten !== null) log.info("without a pid file; transplice upgrade will not find this process", { error: unwritten });
+    daemonServes();
+  };
   const pidfile = command.process?.pidfile ?? null;
   const unwritten = pidfile === null ? null : writePid(pidfile);
   // A successor is the user already who may no longer write there.
   if (unwritten !== null && heir !== null) log.warning(unwritten);
-  const taken = unwritten !== null && heir === null ? { wrong: unwritten } : takeOn(sys, config, ownLog);
+  const taken = unwritten !== null && heir === null ? { wrong: unwritten } : takeOn(sys, config, own);
   if ("wrong" in taken) {
     await cannotStart([taken.wrong]);
     return 1;
@@ -179,8 +200,8 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   const service = new Service(sys, log, config, manager, activation);
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
-  let work: Promise<unknown> = service.start(heir, loaded.listening).then(async (wrong) => {
-    if (wrong.length === 0) return daemonServes();
+  let work: Promise<unknown> = service.start(heir, loaded.listening, serves).then(async (wrong) => {
+    if (wrong.length === 0) return;
     await cannotStart(wrong);
     process.exit(1);
   });
@@ -197,6 +218,7 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
     stopping = true;
     work = work.then(async () => {
       await service.stop();
+      pidFile.remove();
       await log.close();
       // Whatever else keeps the event loop alive has no say any more.
       process.exit(0);
@@ -224,17 +246,18 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
     else log.info("the configuration is taken on", { file });
     manager.ready(service.status);
   };
-  const upgrade = async (): Promise<void> => {
+  const handOver = async (): Promise<void> => {
     log.warning("got signal", { signal: "SIGUSR2" });
-    const wrong = await service.handOver(environment.rest);
-    if (wrong !== null) return log.error("the new process does not serve; going on", { error: wrong });
+    const outcome = await service.handOver(environment.rest);
+    pidFile.tell(outcome);
+    if ("wrong" in outcome) return log.error("the new process does not serve; going on", { error: outcome.wrong });
     stopping = draining = true;
     await service.stop(true);
     await log.close();
     process.exit(0);
   };
   process.on("SIGUSR2", () => {
-    if (!stopping) work = work.then(upgrade);
+    if (!stopping) work = work.then(handOver);
   });
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);

@@ -89,10 +89,10 @@ export type Taken =
 
 /**
  * Becomes the configuration's user and group, for good: of all threads, with the capabilities that
- * the configuration needs on this one, and on those that it starts from now on. `ownLog`: the log
- * file is new, and so to be the user's.
+ * the configuration needs on this one, and on those that it starts from now on. `own`: files
+ * and directories that are to be the user's.
  */
-export function takeOn(sys: Syscalls, config: Config, ownLog: boolean): Taken {
+export function takeOn(sys: Syscalls, config: Config, own: readonly string[]): Taken {
   const { user, group } = config;
   const nothing = { kept: null, warnings: [] };
   if (user === null && group === null) return nothing;
@@ -112,7 +112,7 @@ export function takeOn(sys: Syscalls, config: Config, ownLog: boolean): Taken {
   }
   const { filename } = config.log;
   try {
-    if (ownLog && filename !== null) chownSync(filename, uid ?? 0, gid);
+    for (const path of own) chownSync(path, uid ?? 0, gid);
     // Who stays root, keeps all.
     const drops = uid !== null && uid !== 0;
     const had = permittedCapabilities();

@@ -29,6 +29,7 @@ import type { Log } from "./log.ts";
 import { Reign } from "./reign.ts";
 import { SocksMetrics } from "./socks-metrics.ts";
 import { lanesOf, type SynQueue, SynQueues } from "./syn-queues.ts";
+import type { Outcome } from "./pid-file.ts";
 import type { ServiceManager } from "./systemd.ts";
 import { type Inherited, startSuccessor } from "./upgrade.ts";
 import { Upstreams } from "./upstreams.ts";
@@ -117,9 +118,11 @@ export class Service {
 
   /**
    * Resolves when connections are accepted; or with what stands against it. `passed`: the service
-   * manager's listening sockets.
+   * manager's listening sockets. `serves` is called before the process before hears of it.
    */
-  async start(inherited: Inherited | null, passed: readonly ListeningAddress[]): Promise<string[]> {
+  async start(
+    inherited: Inherited | null, passed: readonly ListeningAddress[], serves: () => void,
+  ): Promise<string[]> {
     const config = this.#config;
     const unfit = this.#listeners.adoptPassed(passed, config.mode)
       ?? (inherited === null ? null : this.#listeners.adopt(inherited.listening));
@@ -174,6 +177,7 @@ export class Service {
       nofile: this.#nofile,
     });
     this.#manager.ready(this.status);
+    serves();
     if (inherited === null) return [];
     await this.#reign.confirm();
     inherited.ready();
@@ -217,18 +221,18 @@ export class Service {
    * Starts this program anew beside this process, which then only drains. Answers what stands
    * against it; then nothing has changed.
    */
-  async handOver(env: NodeJS.ProcessEnv): Promise<string | null> {
+  async handOver(env: NodeJS.ProcessEnv): Promise<Outcome> {
     const passed = this.#activation.sockets;
     await this.#reign.pause();
     const engaged = this.#reign.isEngaged;
     const outcome = await startSuccessor({ listening: this.#listeners.open, queues: this.#queues.open, passed, engaged }, env);
     if ("wrong" in outcome) {
       await this.#reign.resume();
-      return outcome.wrong;
+      return outcome;
     }
     this.#manager.handedOver(outcome.pid);
     this.#log.warning("another process has taken over", { successor: outcome.pid });
-    return null;
+    return outcome;
   }
 
   /** For the service manager: how it is, in a few words. */

@@ -8,9 +8,13 @@
  * queues of SYNs.
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { writeSync, closeSync } from "node:fs";
+import { writeSync, closeSync, readFileSync } from "node:fs";
+import { basename } from "node:path";
+import { setTimeout as sleep } from "node:timers/promises";
 import { HANDOVER, type PassedSocket } from "../config/environment.ts";
+import { predecessorOf } from "../predecessor.ts";
 import type { ListeningAddress } from "./listeners.ts";
+import { type Outcome, PidFile } from "./pid-file.ts";
 import type { SynQueue } from "./syn-queues.ts";
 
 /** It has to read its configuration, start its workers, perhaps resolve a name. */
@@ -56,7 +60,11 @@ export function inherited(text: string | null): Inherited | null {
   const { readyFd, listening, queues = [], passed = [], engaged = false } = JSON.parse(text) as Handover;
   const theirs = new Set(passed.map(({ fd }) => fd));
   const say = (word: string): void => {
-    writeSync(readyFd, `${word}\n`);
+    try {
+      writeSync(readyFd, `${word}\n`);
+    } catch {
+      // Whoever asked has ended meanwhile; all the more reason to serve.
+    }
     closeSync(readyFd);
   };
   return {
@@ -80,7 +88,7 @@ export function inherited(text: string | null): Inherited | null {
 export async function startSuccessor(
   { listening, queues, passed, engaged }: Pick<Handover, "queues" | "passed" | "engaged"> & { readonly listening: readonly ListeningAddress[] },
   env: NodeJS.ProcessEnv,
-): Promise<{ pid: number } | { wrong: string }> {
+): Promise<Outcome> {
   const all = [...listening.flatMap(({ fds }) => fds), ...queues.map(({ fd }) => fd), ...passed.map(({ fd }) => fd)];
   const sockets = [...new Set(all)];
   const itsNumber = (fd: number): number => FIRST_FD + sockets.indexOf(fd);
@@ -134,4 +142,53 @@ function said(child: ChildProcess): Promise<string | null> {
     // Not "exit": what it has said may still be on its way.
     child.once("close", (code, signal) => done(`it ended with ${signal ?? `exit code ${code}`}`));
   });
+}
+
+/** Beyond READY_MS, the old process has to end the new one and to say so. */
+const ANSWER_MS = 5_000;
+const LOOK_MS = 50;
+
+/**
+ * The command: asks the process that serves with this configuration file for its own upgrade, and
+ * waits until the new one serves, or is known not to.
+ */
+export async function upgrade(config: string): Promise<{ out: string; wrong: string; code: number }> {
+  const failed = (wrong: string) => ({ out: "", wrong: `transplice: ${wrong}\n`, code: 1 });
+  const file = new PidFile(config);
+  const pid = file.read();
+  if (pid === null) {
+    return failed(`no process is known to run with ${config}: there is no ${file.path}. One that runs and could not write it is upgraded by: kill -USR2 PID`);
+  }
+  if (!isOurs(pid)) return failed(`process ${pid}, of ${file.path}, does not run transplice any more`);
+  try {
+    file.forget();
+    process.kill(pid, "SIGUSR2");
+  } catch (error) {
+    const { code, message } = error as NodeJS.ErrnoException;
+    return failed(code === "EPERM" || code === "EACCES" ? `process ${pid} is another user's; this takes root, or that user` : message);
+  }
+  for (let waited = 0; waited < READY_MS + ANSWER_MS; waited += LOOK_MS) {
+    const outcome = file.told();
+    if (outcome !== null && "pid" in outcome) {
+      const out = `process ${outcome.pid} has taken over from process ${pid}, which ends with its last connection\n`;
+      return { out, wrong: "", code: 0 };
+    }
+    if (outcome !== null) return failed(`the new process does not serve: ${outcome.wrong}; process ${pid} goes on as before`);
+    if (!isOurs(pid)) return failed(`process ${pid} has ended meanwhile`);
+    await sleep(LOOK_MS);
+  }
+  return failed(`process ${pid} has not answered within ${(READY_MS + ANSWER_MS) / 1000} seconds; its log may say why`);
+}
+
+/** A process that runs transplice, by whatever name: USR2 would end another. */
+function isOurs(pid: number): boolean {
+  try {
+    const words = readFileSync(`/proc/${pid}/cmdline`, "utf8").split("\0");
+    return words.some((word) => {
+      const name = basename(word);
+      return name === "transplice" || predecessorOf(name) !== null || word.endsWith("/dist/src/main.js");
+    });
+  } catch {
+    return false;
+  }
 }

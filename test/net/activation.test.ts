@@ -4,13 +4,12 @@
  */
 import { strict as assert } from "node:assert";
 import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
-import {
-  IP_TRANSPARENT, SO_REUSEPORT, SOCK_CLOEXEC, SOCK_STREAM, SOL_IP, SOL_SOCKET, AF_INET, SO_REUSEADDR, SOCKADDR_SIZE, AF_UNIX,
-} from "../../native-bindings/constants.ts";
+import { AF_UNIX, IP_TRANSPARENT, SOCK_CLOEXEC, SOCK_STREAM, SOL_IP } from "../../native-bindings/constants.ts";
 import { linux } from "../../native-bindings/syscalls.ts";
+import { type Opened, opened, passing } from "./activation.ts";
 import { connect, eventually, type Peer } from "./actors.ts";
 import { PROXY, SERVER } from "./network.ts";
-import type { Relay, Settings, StartOptions } from "./relay.ts";
+import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { end, takenOver } from "./successor.ts";
 import { applyRules } from "./truthful.ts";
@@ -19,40 +18,6 @@ import { curl } from "./web.ts";
 const sys = linux();
 const WORKERS = 2;
 const PORT = 1081;
-
-interface Opened {
-  readonly port: number;
-  readonly reusePort?: boolean;
-  readonly transparent?: boolean;
-  /** It is bound and does not listen. */
-  readonly silent?: boolean;
-}
-
-/** As a service manager does: blocking, with a small backlog, on 127.0.0.1 of the relay host. */
-function opened(stage: Stage, { port, reusePort = false, transparent = false, silent = false }: Opened): number {
-  const address = sys.memory(SOCKADDR_SIZE);
-  address.view.setUint16(0, AF_INET, true);
-  address.view.setUint16(2, port);
-  address.bytes.set([127, 0, 0, 1], 4);
-  const fd = stage.net.relay.within(() => sys.socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  stage.finally(() => void sys.close(fd));
-  sys.setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, 1);
-  if (reusePort) sys.setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, 1);
-  if (transparent) assert.equal(sys.setsockopt(fd, SOL_IP, IP_TRANSPARENT, 1), 0);
-  assert.equal(sys.bind(fd, address, 0, 16), 0, `bind port ${port}`);
-  if (!silent) assert.equal(sys.listen(fd, 128), 0);
-  return fd;
-}
-
-/** The start of a program to which these are passed. */
-function passing(fds: readonly number[], names: string | null, command: readonly string[] = []): StartOptions {
-  return {
-    fds,
-    // Its pid is known where it becomes the program, and not before.
-    command: ["sh", "-c", 'LISTEN_PID=$$ exec "$@"', "sh", ...command],
-    env: { LISTEN_FDS: `${fds.length}`, ...(names === null ? {} : { LISTEN_FDNAMES: names }) },
-  };
-}
 
 function settingsOf(stage: Stage, more: Settings = {}): Settings {
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });

@@ -39,6 +39,8 @@ export interface StartOptions {
   nodeFlags?: readonly string[];
   /** What starts it: "setpriv", with its arguments. */
   command?: readonly string[];
+  /** The program itself: a link to it, say, that another version will take the place of. */
+  main?: string;
   /** Passed on: they are its descriptors from 3 on. */
   fds?: readonly number[];
 }
@@ -64,7 +66,7 @@ export class Relay {
     const file = `${PRIVATE}/transplice-${files++}.toml`;
     const complete = typeof settings === "string" ? {} : withLog(settings);
     writeFileSync(file, typeof settings === "string" ? settings : toml(complete));
-    const command = [process.execPath, ...(options.nodeFlags ?? []), MAIN, "-f", file];
+    const command = [process.execPath, ...(options.nodeFlags ?? []), options.main ?? MAIN, "-f", file];
     if (options.nofile !== undefined) command.unshift("prlimit", `--nofile=${options.nofile}`);
     command.unshift(...(options.command ?? []));
     const child = host.spawn(command[0]!, command.slice(1), {

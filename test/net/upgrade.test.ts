@@ -1,13 +1,17 @@
 /**
- * USR2: another process of the program takes over under load. Nobody is refused, reset or left
+ * USR2 and "transplice upgrade": another process of the program takes over under load. Nobody is refused, reset or left
  * waiting, and tunnels that stand stay where they are. One that does not serve changes nothing.
  */
 import { strict as assert } from "node:assert";
-import { appendFileSync } from "node:fs";
+import { existsSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import { basename } from "node:path";
+import { opened, passing } from "./activation.ts";
 import { connect, eventually, type Peer, sleep } from "./actors.ts";
 import { asked, echo, egress, metrics, POOL, sample } from "./dmz.ts";
 import { SERVER } from "./network.ts";
-import type { Relay, Settings } from "./relay.ts";
+import { LoadClient, target } from "./load.ts";
+import { MAIN, type Relay, type Settings, type StartOptions } from "./relay.ts";
+import { PRIVATE, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { codeOf, tunnel } from "./socks.ts";
 import { end, lives, takenOver } from "./successor.ts";
@@ -36,13 +40,13 @@ async function load(stage: Stage, until: () => boolean): Promise<number> {
   return served;
 }
 
-async function setting(stage: Stage): Promise<{ relay: Relay; settings: Settings }> {
+async function setting(stage: Stage, options: StartOptions = {}): Promise<{ relay: Relay; settings: Settings }> {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const settings = {
     listen: "localhost:1081", proxy_url: upstream.url(), workers: 2, timeouts: { drain: "1s" },
   };
-  return { relay: await stage.relay(settings), settings };
+  return { relay: await stage.relay(settings, options), settings };
 }
 
 scenario("USR2 under load: none of the new connections is lost, and the old ones stay", async (stage) => {
@@ -70,13 +74,160 @@ scenario("USR2 under load: none of the new connections is lost, and the old ones
   await end(successor);
 });
 
-scenario("USR2 with a broken file: the new process does not serve, and nothing has changed", async (stage) => {
-  const { relay } = await setting(stage);
-  appendFileSync(relay.file, "\nnonsense = 1\n");
-  relay.process.signal("SIGUSR2");
-  await relay.logged("the failure", ({ message }) => message.includes("does not serve"), 20_000);
-  await load(stage, once());
-  assert.equal(relay.process.exit, null);
+const RATE = 1000;
+const SECONDS = 10;
+const TUNNELS = 2000;
+const ONLY_DONE = { failed: 0, refused: 0, reset: 0, hung: 0 };
+
+/** `transplice upgrade`, while the actors go on. */
+async function command(stage: Stage, relay: Relay, as: readonly string[] = []): Promise<{ status: number | null; output: string }> {
+  const [program, ...args] = [...as, process.execPath, MAIN, "upgrade", "-f", relay.file];
+  const it = stage.spawn(stage.net.relay, program!, ...args);
+  const { code } = await it.exited;
+  return { status: code, output: it.output };
+}
+
+/** Logs so little that it does not say when it is ready. */
+async function quiet(stage: Stage, settings: Settings, options: StartOptions = {}): Promise<Relay> {
+  const complete = { ...settings, workers: 2, timeouts: { drain: "1s" }, log: { level: "warning" } };
+  const relay = stage.relayStarting(complete, options);
+  await eventually("it serves", () => existsSync(pidFileOf(relay)));
+  return relay;
+}
+
+const pidFileOf = (relay: Relay): string => `/run/transplice/${basename(relay.file, ".toml")}.pid`;
+
+/** 1,000 new connections a second; and 2,000 tunnels that stand before the upgrade and after it. */
+async function upgradedAtSize(stage: Stage, relay: Relay, where: readonly string[]): Promise<void> {
+  const host = stage.net.relay;
+  const tunnels = await LoadClient.on(stage, host, "pp", ...where, "-c", `${TUNNELS}`, "-t", "0");
+  assert.equal(tunnels.standing, TUNNELS);
+  const fresh = await LoadClient.on(stage, host, "rr", ...where, "-R", `${RATE}`, "-t", `${SECONDS}`);
+  const working = fresh.work();
+  await sleep(1000 * SECONDS / 4);
+  const { pid } = relay.process;
+  const { status, output } = await command(stage, relay);
+  const successor = await takenOver(stage, relay);
+  assert.deepEqual([status, output], [0, `process ${successor} has taken over from process ${pid}, which ends with its last connection\n`]);
+  const { done, failed, refused, reset, hung } = await working;
+  stage.note(`${done} connections in ${SECONDS} seconds, ${failed} failed`);
+  assert.deepEqual({ failed, refused, reset, hung }, ONLY_DONE);
+  assert.ok(done > RATE * (SECONDS - 1), `only ${done} connections`);
+  await fresh.end();
+
+  assert.ok(lives(pid), "the old process has left its tunnels");
+  const { done: pings, failed: broken } = await tunnels.work();
+  assert.deepEqual([pings, broken], [TUNNELS, 0], "each tunnel passes bytes on");
+  await tunnels.end();
+  await eventually("the old process has ended with its last tunnel", () => !lives(pid));
+  await end(successor);
+}
+
+scenario("transplice upgrade under 1,000 new connections a second, with 2,000 tunnels", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  target(stage, stage.net.relay, 1080);
+  const relay = await quiet(stage, { listen: "localhost:1081", proxy_url: "socks5://127.0.0.1:1080" });
+  await upgradedAtSize(stage, relay, ["-a", SERVER[4], "-P", "80"]);
+}, { timeoutMs: 120_000 });
+
+scenario("the same with a socket of the service manager's", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  target(stage, stage.net.relay, 1080);
+  const options = passing([opened(stage, { port: 1081 })], "relay");
+  const relay = await quiet(stage, { proxy_url: "socks5://127.0.0.1:1080" }, options);
+  await upgradedAtSize(stage, relay, ["-a", SERVER[4], "-P", "80"]);
+}, { timeoutMs: 120_000 });
+
+scenario("the same of the egress", async (stage) => {
+  target(stage, stage.net.relay, 9000, "serve");
+  const relay = await quiet(stage, {
+    incoming: { port: 1080, addresses: ["127.0.0.1"], metrics_port: 0 }, outgoing: { allow_networks: ["127.0.0.1"] },
+  });
+  await upgradedAtSize(stage, relay, ["-a", "127.0.0.1", "-P", "9000", "-x", "1080"]);
+}, { timeoutMs: 120_000 });
+
+/** What may stand where a new version should, and what is said of it. */
+const VERSIONS: readonly [string, string | null, RegExp][] = [
+  ["that ends at its start", "process.exit(7)", /^it ended with exit code 7$/],
+  ["that is killed at its start", 'process.kill(process.pid, "SIGKILL")', /^it ended with SIGKILL$/],
+  ["that hangs at its start", "setInterval(() => {}, 1e6)", /^it was not ready within 30 seconds$/],
+  ["that is not there", null, /^it ended with exit code 1$/],
+];
+
+scenario("a new version that does not serve changes nothing, and is said to be what it is", async (stage) => {
+  const main = `${PRIVATE}/transplice`;
+  symlinkSync(MAIN, main);
+  stage.finally(() => rmSync(main, { force: true }));
+  const { relay } = await setting(stage, { main });
+  const { pid } = relay.process;
+  stage.finally(() => childrenOf(pid).forEach((child) => process.kill(Number(child), "SIGKILL")));
+  const standing = await newClient(stage);
+  const assertUnchanged = async (): Promise<void> => {
+    await exchange(standing);
+    await load(stage, once());
+    assert.equal(relay.process.exit, null);
+    await eventually("nothing is left of the new process", () => childrenOf(pid).length === 0);
+  };
+  for (const [, script, why] of VERSIONS) {
+    rmSync(main);
+    if (script !== null) writeFileSync(main, script);
+    const { status, output } = await command(stage, relay);
+    const said = /^transplice: the new process does not serve: (.*); process (\d+) goes on as before\n$/.exec(output);
+    assert.equal(status, 1);
+    assert.match(said?.[1] ?? output, why);
+    assert.equal(Number(said?.[2]), pid);
+    await assertUnchanged();
+    writeFileSync(main, "");
+  }
+  rmSync(main);
+  symlinkSync(MAIN, main);
+
+  const file = readFileSync(relay.file, "utf8");
+  writeFileSync(relay.file, `nonsense = 1\n${file}`);
+  const { output } = await command(stage, relay);
+  assert.match(output, /does not serve: \S+:1: nonsense: is not a setting; .*; process \d+ goes on as before\n$/);
+  await assertUnchanged();
+  // What stands against it only once it is on its way: a port that another program has.
+  stage.listen(stage.net.relay, "127.0.0.1", 1099);
+  writeFileSync(relay.file, file.replace('"localhost:1081"', '["localhost:1081", "127.0.0.1:1099"]'));
+  assert.match((await command(stage, relay)).output, /does not serve: listen tcp 127\.0\.0\.1:1099: bind: address already in use/);
+  await assertUnchanged();
+
+  writeFileSync(relay.file, file);
+  assert.equal((await command(stage, relay)).status, 0);
+  await end(await takenOver(stage, relay));
+}, { timeoutMs: 120_000 });
+
+/** Those that have not ended. */
+function childrenOf(pid: number): string[] {
+  const children = readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").trim();
+  return children === "" ? [] : children.split(" ");
+}
+
+scenario("upgrade tells why it finds nobody to upgrade", async (stage) => {
+  const { relay, settings } = await setting(stage);
+  const path = pidFileOf(relay);
+  assert.equal(readFileSync(path, "utf8"), `${relay.process.pid}\n`);
+  await relay.stop();
+  const host = stage.net.relay;
+  const none = await command(stage, relay);
+  assert.equal(none.status, 1);
+  assert.match(none.output, /no process is known to run with \S+: there is no \/run\/transplice\/\S+\.pid\. One that runs and could not write it is upgraded by: kill -USR2 PID\n/);
+
+  const other = stage.spawn(host, "sleep", "60");
+  writeFileSync(path, `${other.pid}\n`);
+  const stale = await command(stage, relay);
+  assert.deepEqual([stale.status, stale.output], [1, `transplice: process ${other.pid}, of ${path}, does not run transplice any more\n`]);
+  assert.equal(other.exit, null, "USR2 would have ended it");
+  rmSync(path);
+  if (unprivileged()) return;
+  // Whoever may not write there runs all the same.
+  const nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+  const poor = await stage.relay(settings, { command: nobody });
+  await poor.logged("that it has no pid file", ({ message }) => message.startsWith("without a pid file"));
+  const mine = await stage.relay({ ...settings, listen: "127.0.0.1:1082" });
+  const refused = await command(stage, mine, nobody);
+  assert.equal(refused.output, `transplice: process ${mine.process.pid} is another user's; this takes root, or that user\n`);
 });
 
 scenario("USR2 of the egress: no client is lost, and the metrics go to the successor", async (stage) => {

@@ -12,6 +12,7 @@ function told(command: Command): string {
   if (command.kind === "passwd") return command.user === null ? "passwd" : `passwd ${command.user}`;
   if (command.kind === "migrate") return `migrate ${command.file} ${command.from}${command.ignoreUnsupported ? " ignoring" : ""}`;
   if (command.kind === "version") return "version";
+  if (command.kind === "upgrade") return `upgrade ${command.file}`;
   const overrides = command.overrides.map(({ key, text, from }) => ` ${from}:${key}=${text}`).join("");
   const { as, optional, ignoreUnsupported } = command.reading;
   const reading = as === "transplice" ? "" : ` as ${as}${optional ? "?" : ""}${ignoreUnsupported ? " ignoring" : ""}`;
@@ -33,6 +34,8 @@ const GOOD: readonly [string, string][] = [
   ["-f --", "run --"],
   ["-logfile l -loglevel=debug --logformat json", "run /etc/transplice.toml -logfile:log.filename=l -loglevel:log.level=debug -logformat:log.format=json"],
   ["--logfile= -f x", "run x -logfile:log.filename="],
+  ["upgrade", "upgrade /etc/transplice.toml"],
+  ["upgrade -f x.toml", "upgrade x.toml"],
   ["check", "check /etc/transplice.toml"],
   ["check x.toml", "check x.toml"],
   ["check -f x.toml", "check x.toml"],
@@ -58,6 +61,8 @@ const BAD: readonly [string, string][] = [
   ["firewall aply", 'stderr 2: transplice: firewall takes print, apply, remove, release, status or check, not "aply"'],
   ["firewall apply --backend pf", 'stderr 2: transplice: --backend takes nft, iptables or iptables-legacy, not "pf"'],
   ["check --backend nft", "stderr 2: transplice: --backend is a flag of firewall"],
+  ["upgrade x.toml", "stderr 2: transplice: upgrade takes its file as -f FILE"],
+  ["upgrade -loglevel debug", "stderr 2: transplice: upgrade takes no flag but -f FILE"],
   ["-x", 'stderr 2: transplice: "-x" is not a flag'],
   ["-loglvel debug", 'stderr 2: transplice: "-loglvel" is not a flag; did you mean -loglevel?'],
   ["--log-level=debug", 'stderr 2: transplice: "-log-level" is not a flag; did you mean -loglevel?'],
@@ -68,11 +73,11 @@ const BAD: readonly [string, string][] = [
   ["-f=", "stderr 2: transplice: -f needs the name of a file"],
   ["-h=1", "stderr 2: transplice: -h takes no value"],
   ["chek x", 'stderr 2: transplice: "chek" is not a command; did you mean check?'],
-  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd, migrate, firewall, doctor, as'],
+  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd, migrate, firewall, doctor, upgrade, as'],
   ["x.toml", 'stderr 2: transplice: "x.toml" is not a command; a configuration file is given as -f x.toml'],
   ["check a b", "stderr 2: transplice: check takes one file"],
   ["check a -f b", "stderr 2: transplice: check takes one file, as -f FILE or without -f"],
-  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd, migrate, firewall, doctor, as'],
+  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd, migrate, firewall, doctor, upgrade, as'],
   ["migrate", "stderr 2: transplice: migrate needs the name of a file"],
   ["migrate x -f y", "stderr 2: transplice: migrate takes a file, --from and --ignore-unsupported"],
   ["migrate x --from dante", 'stderr 2: transplice: --from takes transocks, usocksd, redsocks or transplice, not "dante"'],
