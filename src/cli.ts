@@ -12,6 +12,7 @@ import { userFault } from "./config/items.ts";
 import type { Override } from "./config/parse.ts";
 import { alternatives, nearest, quoted } from "./config/problem.ts";
 import { PREDECESSORS, type ProgramName } from "./config/program.ts";
+import type { UpSource } from "./config/up.ts";
 import { FIREWALL_ACTIONS, type FirewallAction } from "./control/firewall.ts";
 import { FIREWALL_BACKENDS, type FirewallBackend } from "./control/firewall-tools.ts";
 import { parseAsPredecessor, predecessorOf } from "./predecessor.ts";
@@ -29,6 +30,7 @@ export type Command =
       /** redsocks': of a daemon. */
       readonly process: { readonly pidfile: string | null; readonly foreground: boolean } | null;
     })
+  | (UpSource & { readonly kind: "up" })
   | (OnFile & { readonly kind: "check" })
   | {
       readonly kind: "migrate";
@@ -86,6 +88,7 @@ const FLAGS: ReadonlyMap<string, Flag> = new Map<string, Flag>([
 /** What follows the program's name: for --help, for misuse and for the manual. */
 export const SYNOPSIS: readonly string[] = [
   "[-f FILE] [-logfile FILE] [-loglevel LEVEL] [-logformat FORMAT]",
+  "up [UPSTREAM] [-f FILE] [-loglevel LEVEL]",
   "check [FILE]",
   "passwd [NAME]",
   "migrate FILE [--from PROGRAM] [--ignore-unsupported]",
@@ -169,6 +172,16 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     .addOption(new Option("--ignore-unsupported").hideHelp())
     .allowExcessArguments(false)
     .action((options: Options) => settle(ofMigrate(options) ?? frozenCommand("run", options.file, options)));
+  program
+    .command("up")
+    .summary("redirect this host's connections, until Ctrl-C, which leaves it as it was")
+    .description(
+      `Redirect this host's connections until Ctrl-C, and say once a second what they carry. UPSTREAM is a proxy, as in proxy_url; without it, ${DEFAULT_FILE} counts, or the FILE of -f; without any, there is no other proxy, and transplice is both ends itself. The rules are set once the upstream has answered, and leave nothing behind, whatever the end; transplice's own connections are exempt by a mark. It needs root.`,
+    )
+    .usage("[UPSTREAM] [-f FILE] [-loglevel LEVEL]")
+    .argument("[UPSTREAM]", "a proxy, such as socks5://203.0.113.5:1080")
+    .allowExcessArguments(false)
+    .action((upstream: string | undefined) => settle(up(upstream, program.opts<Options>())));
   program
     .command("check")
     .summary("say everything that is wrong with a configuration, and do no more")
@@ -260,6 +273,8 @@ Examples:
   transplice                              run with ${DEFAULT_FILE}
   transplice -f /etc/transocks.toml       run with a configuration written for transocks
   transplice -f /etc/usocksd.toml         run with a configuration written for usocksd
+  transplice up                           redirect this host's connections, until Ctrl-C
+  transplice up socks5://10.0.0.1:1080    the same, by way of another proxy
   transplice check my.toml                is it valid?
   transplice passwd alice                 a line for [users]
   transplice migrate /etc/redsocks.conf   the same in our own file, and what changes
@@ -271,6 +286,14 @@ Examples:
 `,
   );
   return program;
+}
+
+function up(upstream: string | undefined, options: Options): Command {
+  const stray = ofMigrate(options);
+  if (stray !== null) return stray;
+  if (upstream !== undefined && options.file !== undefined) return misuse("up takes an upstream or a file, not both");
+  const { overrides } = frozenCommand("run", undefined, options) as OnFile;
+  return Object.freeze({ kind: "up", file: options.file ?? null, upstream: upstream ?? null, overrides });
 }
 
 function passwd(user: string | undefined, options: Options): Command {
@@ -354,7 +377,8 @@ function strayOperand(operands: readonly string[], program: Program): string | n
     if (name === "upgrade" && operands.length > 1) return "upgrade takes its file as -f FILE";
     if (operands.length <= 2 || name === "as") return null;
     // What stands there may be a password, which has no business on a command line.
-    return name === "passwd" ? "passwd takes one name, and asks for the password" : `${name} takes one ${name === "firewall" ? "action" : "file"}`;
+    if (name === "passwd") return "passwd takes one name, and asks for the password";
+    return `${name} takes one ${{ firewall: "action", up: "upstream" }[name] ?? "file"}`;
   }
   if (/[./]/.test(name))
     return `${quoted(name)} is not a command; a configuration file is given as -f ${name}`;

@@ -6,15 +6,17 @@ import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { linux } from "../native-bindings/syscalls.ts";
 import { type Command, packageVersion, parseCommandLine } from "./cli.ts";
-import { type Environment, readEnvironment } from "./config/environment.ts";
-import { loadConfig, OWN, readText } from "./config/file.ts";
+import { readEnvironment } from "./config/environment.ts";
+import { DEFAULT_FILE, loadConfig, OWN, readText } from "./config/file.ts";
 import { migrate } from "./config/migrate.ts";
 import { type Problem, problemText } from "./config/problem.ts";
 import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
+import { isChain, loadUp, type UpSource } from "./config/up.ts";
 import { Activation } from "./control/activation.ts";
 import { doctor, firewallCheck } from "./control/doctor.ts";
 import { firewall, type Outcome, removed } from "./control/firewall.ts";
+import { capable } from "./control/firewall-tools.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import type { ListeningAddress } from "./control/listeners.ts";
 import { Log } from "./control/log.ts";
@@ -22,6 +24,7 @@ import { readPassword } from "./control/prompt.ts";
 import { Service } from "./control/service.ts";
 import { PidFile, RUN_DIRECTORY } from "./control/pid-file.ts";
 import { ServiceManager } from "./control/systemd.ts";
+import { writeTraffic } from "./control/traffic.ts";
 import { inherited, upgrade } from "./control/upgrade.ts";
 import { hashPassword } from "./control/users.ts";
 
@@ -50,6 +53,8 @@ async function main(command: Command): Promise<number> {
     case "version":
       process.stdout.write(`redsocks/0.5 (transplice ${packageVersion()})\n`);
       return 0;
+    case "up":
+      return up(command);
     case "run":
       return run(command);
   }
@@ -132,14 +137,14 @@ async function check({ file, overrides, reading }: Command & { kind: "check" }):
  * at each HUP.
  */
 function loader(
-  { file, overrides, reading }: Command & { kind: "run" }, { variables }: Environment, activation: ReturnType<typeof Activation.of>,
+  file: string, read: () => Promise<Loaded>, activation: ReturnType<typeof Activation.of>,
 ): () => Promise<Fitted> {
   const wrong = (messages: readonly string[]): Fitted => ({
     problems: messages.map((message) => ({ place: file, line: null, column: null, key: null, message })),
   });
   return async () => {
     if ("wrong" in activation) return wrong(activation.wrong);
-    const loaded = await loadConfig(file, overrides, reading, variables);
+    const loaded = await read();
     if ("problems" in loaded) return loaded;
     if (loaded.daemon && activation.sockets.length > 0) {
       return wrong(["daemon = on: the service manager's sockets are for the process that it started; set daemon = off"]);
@@ -149,13 +154,27 @@ function loader(
   };
 }
 
-async function run(command: Command & { kind: "run" }): Promise<number> {
-  const { file, reading } = command;
+/** As `run`, with rules that come and go with it, and with lines of traffic. */
+async function up(command: Command & { kind: "up" }): Promise<number> {
+  const refusal = capable();
+  if (refusal !== null) {
+    process.stderr.write(`transplice up: ${refusal.message}; run: sudo transplice up\n`);
+    return 1;
+  }
+  const { file, overrides } = command;
+  return run({ kind: "run", file: file ?? DEFAULT_FILE, overrides, reading: OWN, process: null }, command);
+}
+
+async function run(command: Command & { kind: "run" }, temporary: UpSource | null = null): Promise<number> {
+  const { file, overrides, reading } = command;
   const environment = readEnvironment();
   const sys = linux();
   const heir = inherited(environment.handover);
   const activation = Activation.of(sys, heir?.passed ?? environment.sockets);
-  const load = loader(command, environment, activation);
+  const { variables } = environment;
+  const read = (): Promise<Loaded> =>
+    temporary === null ? loadConfig(file, overrides, reading, variables) : loadUp(temporary, variables);
+  const load = loader(file, read, activation);
   const loaded = await load();
   if ("problems" in loaded || "wrong" in activation) {
     const problems = "problems" in loaded ? loaded.problems : [];
@@ -175,13 +194,18 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
   }
   const cannotStart = async (wrong: readonly string[]): Promise<void> => {
     heir?.failed(wrong);
-    for (const text of wrong) log.critical("cannot start", { error: text });
+    for (const text of wrong) {
+      if (temporary === null) log.critical("cannot start", { error: text });
+      else process.stderr.write(`transplice up: ${text}\n`);
+    }
     await log.close();
   };
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const pidFile = new PidFile(file);
-  if (pidFile.prepare()) own.push(RUN_DIRECTORY);
+  // Who leaves a host as it was leaves no directory either.
+  if (temporary === null && pidFile.prepare()) own.push(RUN_DIRECTORY);
   const serves = (): void => {
+    if (temporary !== null) return;
     const unwritten = pidFile.write();
     if (unwritten !== null) log.info("without a pid file; transplice upgrade will not find this process", { error: unwritten });
     daemonServes();
@@ -201,7 +225,10 @@ async function run(command: Command & { kind: "run" }): Promise<number> {
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
   let work: Promise<unknown> = service.start(heir, loaded.listening, serves).then(async (wrong) => {
-    if (wrong.length === 0) return;
+    if (wrong.length === 0) {
+      if (temporary !== null) writeTraffic(() => service.traffic(isChain(config)), () => service.waiting);
+      return;
+    }
     await cannotStart(wrong);
     process.exit(1);
   });

@@ -8,7 +8,7 @@ import { iptablesRules, NEW_TABLE, type OwnTables, ownTables, tablesOf, transiti
 import { NFT_REMOVAL, NFT_TABLE, nftRules } from "./firewall-nft.ts";
 import { isRouting, markMask, ROUTE_PROTOCOL, routeOf, ruleOf } from "./firewall-marks.ts";
 import type { FirewallPlan } from "./firewall-plan.ts";
-import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, must, type Ran, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, must, noneWorks, type Ran, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
 
 export const NONE: OwnTables = new Map();
 export const FAMILIES = [4, 6] as const;
@@ -113,7 +113,7 @@ export async function usable(backends: readonly FirewallBackend[], plan: Firewal
     if (why === null) return backend;
     wrong.push(why);
   }
-  throw new Refusal(`no backend works here: ${wrong.join(" | ")}`);
+  throw noneWorks(backends, wrong);
 }
 
 /** Something of ours is there, whoever set it. */

@@ -94,5 +94,13 @@ export function iptablesTool(backend: FirewallBackend, family: 4 | 6, end: "" | 
   return isNft === (backend === "iptables") ? `${base}${end}` : named;
 }
 
+/** `wrong`: why not, of each. */
+export function noneWorks(backends: readonly FirewallBackend[], wrong: readonly string[]): Refusal {
+  const areMissing = backends.length > 1 && backends.every((backend, i) => wrong[i] === missing(backend));
+  return areMissing
+    ? new Refusal("there is no nft and no iptables here", "apt-get install nftables (or dnf, apk, pacman)")
+    : new Refusal(`no backend works here: ${wrong.join(" | ")}`);
+}
+
 export const missing = (backend: FirewallBackend): string =>
   `${backend} is not installed; to install it: apt-get install ${INSTALL[backend]} (or dnf, apk, pacman)`;

@@ -17,7 +17,7 @@ import { apply, compared, isAnyPresent, isAnyRouted, isRouted, type Listing, nft
 import { NFT_TABLE, nftRules } from "./firewall-nft.ts";
 import { isRouting, routeOf, ruleOf } from "./firewall-marks.ts";
 import { type FirewallPlan, firewallPlan } from "./firewall-plan.ts";
-import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, Refusal, refusalText, requireCapable, run, tool } from "./firewall-tools.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, noneWorks, Refusal, refusalText, requireCapable, run, tool } from "./firewall-tools.ts";
 
 export const FIREWALL_ACTIONS = ["print", "apply", "remove", "release", "status", "check"] as const;
 export type FirewallAction = (typeof FIREWALL_ACTIONS)[number];
@@ -173,7 +173,7 @@ export async function chosen(
     if ("listing" in tried) return { backend, listing: tried.listing };
     wrong.push(tried.wrong);
   }
-  throw new Refusal(`no backend works here: ${wrong.join(" | ")}`);
+  throw noneWorks(backends, wrong);
 }
 
 // ---------------------------------------------------------------------------------------------

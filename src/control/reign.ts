@@ -273,7 +273,8 @@ export class Reign {
         this.#state = { at: "engaged", backend: report.backend };
         return;
       case "failed":
-        log.error("the firewall's rules cannot be set", { error: report.why });
+        // Then it is an error of begin().
+        if (this.#state.at !== "nothing") log.error("the firewall's rules cannot be set", { error: report.why });
         return;
       case "mended":
         log.warning("somebody had changed the firewall's rules; they stand again", { changes: report.changes.join(" | ") });

@@ -14,6 +14,9 @@ import {
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config, ListenAddress } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
+import { ACCEPTED, BYTES_DOWN, BYTES_UP, endingAt } from "../engine/counters.ts";
+import { KINDS, REASONS } from "../engine/ending.ts";
+import { STATUS, STATUS_NAMES } from "../engine/socks-counters.ts";
 import { budget, DEFAULTS, FDS_MAX, type Limits } from "../engine/limits.ts";
 import type { Settings } from "../engine/route.ts";
 import { exactly, type Network } from "../policy/network.ts";
@@ -31,6 +34,7 @@ import { SocksMetrics } from "./socks-metrics.ts";
 import { lanesOf, type SynQueue, SynQueues } from "./syn-queues.ts";
 import type { Outcome } from "./pid-file.ts";
 import type { ServiceManager } from "./systemd.ts";
+import type { Traffic } from "./traffic.ts";
 import { type Inherited, startSuccessor } from "./upgrade.ts";
 import { Upstreams } from "./upstreams.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
@@ -44,6 +48,12 @@ const FDS_PER_WORKER = 6;
 const ROUTES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
 const CUT_MS = 2000;
+
+/** Not the client's doing, and not a far end's that had accepted. */
+const FAILURES = REASONS.filter((reason) => {
+  const { blame } = KINDS[reason];
+  return blame === "upstream" || blame === "us" || (blame === "server" && reason !== "server-reset");
+});
 
 export class Service {
   readonly #sys: Syscalls;
@@ -233,6 +243,30 @@ export class Service {
     this.#manager.handedOver(outcome.pid);
     this.#log.warning("another process has taken over", { successor: outcome.pid });
     return outcome;
+  }
+
+  /** `isChain`: what the relay hands over comes back to the egress of this same process. */
+  traffic(isChain: boolean): Traffic {
+    const fleet = this.#fleet;
+    const { socks } = fleet;
+    const asked = isChain
+      ? ([0, 4, 5] as const).flatMap((version) => STATUS_NAMES.map((name) => socks.requests(version, STATUS[name])))
+      : [];
+    const sum = (numbers: readonly number[]): number => numbers.reduce((all, each) => all + each, 0);
+    const hops = isChain ? 2 : 1;
+    return {
+      connections: fleet.total(ACCEPTED) - sum(asked),
+      active: Math.round(fleet.tunnels / hops),
+      bytesIn: fleet.total(BYTES_DOWN) / hops,
+      bytesOut: fleet.total(BYTES_UP) / hops,
+      // In a chain each failure of the egress is one of the relay, too.
+      failed: sum(FAILURES.filter((reason) => !isChain || !/^(dest|name)-/.test(reason)).map((reason) => fleet.total(endingAt(reason)))),
+    };
+  }
+
+  /** Why rules of ours do not stand yet, or null. */
+  get waiting(): string | null {
+    return this.#reign.isEngaged ? null : this.#reign.status;
   }
 
   /** For the service manager: how it is, in a few words. */

@@ -14,6 +14,7 @@ function told(command: Command): string {
   if (command.kind === "version") return "version";
   if (command.kind === "upgrade") return `upgrade ${command.file}`;
   const overrides = command.overrides.map(({ key, text, from }) => ` ${from}:${key}=${text}`).join("");
+  if (command.kind === "up") return `up ${command.upstream} ${command.file}${overrides}`;
   const { as, optional, ignoreUnsupported } = command.reading;
   const reading = as === "transplice" ? "" : ` as ${as}${optional ? "?" : ""}${ignoreUnsupported ? " ignoring" : ""}`;
   const own = command.kind === "run" && command.process !== null ? ` ${JSON.stringify(command.process)}` : "";
@@ -44,6 +45,9 @@ const GOOD: readonly [string, string][] = [
   ["check x -loglevel warn", "check x -loglevel:log.level=warn"],
   ["check -- -x", "check -x"],
   ["-- check x", "check x"],
+  ["up", "up null null"],
+  ["up socks5://192.0.2.1:1080 -loglevel info", "up socks5://192.0.2.1:1080 null -loglevel:log.level=info"],
+  ["up -f x.toml", "up null x.toml"],
   ["passwd", "passwd"],
   ["passwd alice", "passwd alice"],
   ["passwd a@b.c", "passwd a@b.c"],
@@ -63,6 +67,8 @@ const BAD: readonly [string, string][] = [
   ["check --backend nft", "stderr 2: transplice: --backend is a flag of firewall"],
   ["upgrade x.toml", "stderr 2: transplice: upgrade takes its file as -f FILE"],
   ["upgrade -loglevel debug", "stderr 2: transplice: upgrade takes no flag but -f FILE"],
+  ["up socks5://192.0.2.1:1 -f x", "stderr 2: transplice: up takes an upstream or a file, not both"],
+  ["up a b", "stderr 2: transplice: up takes one upstream"],
   ["-x", 'stderr 2: transplice: "-x" is not a flag'],
   ["-loglvel debug", 'stderr 2: transplice: "-loglvel" is not a flag; did you mean -loglevel?'],
   ["--log-level=debug", 'stderr 2: transplice: "-log-level" is not a flag; did you mean -loglevel?'],
@@ -73,11 +79,11 @@ const BAD: readonly [string, string][] = [
   ["-f=", "stderr 2: transplice: -f needs the name of a file"],
   ["-h=1", "stderr 2: transplice: -h takes no value"],
   ["chek x", 'stderr 2: transplice: "chek" is not a command; did you mean check?'],
-  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is check, passwd, migrate, firewall, doctor, upgrade, as'],
+  ["frobnicate", 'stderr 2: transplice: "frobnicate" is not a command; there is up, check, passwd, migrate, firewall, doctor, upgrade, as'],
   ["x.toml", 'stderr 2: transplice: "x.toml" is not a command; a configuration file is given as -f x.toml'],
   ["check a b", "stderr 2: transplice: check takes one file"],
   ["check a -f b", "stderr 2: transplice: check takes one file, as -f FILE or without -f"],
-  ["-", 'stderr 2: transplice: "-" is not a command; there is check, passwd, migrate, firewall, doctor, upgrade, as'],
+  ["-", 'stderr 2: transplice: "-" is not a command; there is up, check, passwd, migrate, firewall, doctor, upgrade, as'],
   ["migrate", "stderr 2: transplice: migrate needs the name of a file"],
   ["migrate x -f y", "stderr 2: transplice: migrate takes a file, --from and --ignore-unsupported"],
   ["migrate x --from dante", 'stderr 2: transplice: --from takes transocks, usocksd, redsocks or transplice, not "dante"'],
