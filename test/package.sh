@@ -18,6 +18,7 @@ fi
 grep -q 'proxy_url' bad.out
 # What an operator takes from the package: the manual, the units, the pages that the README links to.
 for file in page/page.html page/page.css page/page.js man/transplice.1 man/transplice.toml.5 systemd/transplice.service systemd/transplice-egress.service \
+	systemd/transplice.socket systemd/transplice-egress.socket systemd/transplice.conf \
 	$(sed -n 's/.*](\(docs\/[a-z]*\.md\).*/\1/p' node_modules/transplice/README.md); do
 	[ -s "node_modules/transplice/$file" ] || { echo "the package lacks $file" >&2; exit 1; }
 done
