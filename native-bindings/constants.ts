@@ -97,6 +97,7 @@ export const IPPROTO_TCP = 6;
 export const TCP_FIN_WAIT1 = 4;
 export const TCP_FIN_WAIT2 = 5;
 export const TCP_NODELAY = 1;
+export const TCP_INFO = 11;
 export const TCP_KEEPIDLE = 4;
 export const TCP_KEEPINTVL = 5;
 export const TCP_KEEPCNT = 6;
@@ -134,6 +135,7 @@ export const EPOLL_CLOEXEC = 0o2000000;
 
 // prctl(2), capabilities(7)
 export const PR_SET_KEEPCAPS = 8;
+export const PR_SET_NAME = 15;
 export const PR_CAPBSET_READ = 23;
 export const PR_CAPBSET_DROP = 24;
 export const PR_SET_NO_NEW_PRIVS = 38;

@@ -1,6 +1,9 @@
 #!/usr/bin/env node
 /**
  * The process: argv, signals, exit code.
+ *
+ * What one command alone needs is loaded when it is asked for: Node opens all modules that a module
+ * imports at the same time, and the limit of open files may be 64.
  */
 import { existsSync } from "node:fs";
 import { basename } from "node:path";
@@ -8,25 +11,19 @@ import { linux } from "../native-bindings/syscalls.ts";
 import { type Command, packageVersion, parseCommandLine } from "./cli.ts";
 import { readEnvironment } from "./config/environment.ts";
 import { DEFAULT_FILE, loadConfig, OWN, readText } from "./config/file.ts";
-import { migrate } from "./config/migrate.ts";
 import { type Problem, problemText } from "./config/problem.ts";
 import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { isChain, loadUp, type UpSource } from "./config/up.ts";
 import { Activation } from "./control/activation.ts";
-import { doctor, firewallCheck } from "./control/doctor.ts";
-import { firewall, type Outcome, removed } from "./control/firewall.ts";
-import { capable } from "./control/firewall-tools.ts";
+import type { Outcome } from "./control/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import type { ListeningAddress } from "./control/listeners.ts";
 import { Log } from "./control/log.ts";
-import { readPassword } from "./control/prompt.ts";
-import { Service } from "./control/service.ts";
 import { PidFile, RUN_DIRECTORY } from "./control/pid-file.ts";
 import { ServiceManager } from "./control/systemd.ts";
 import { writeTraffic } from "./control/traffic.ts";
 import { inherited, upgrade } from "./control/upgrade.ts";
-import { hashPassword } from "./control/users.ts";
 
 /** A configuration with the sockets that were passed to us in their places. */
 type Fitted =
@@ -61,6 +58,7 @@ async function main(command: Command): Promise<number> {
 }
 
 async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "migrate" }): Promise<number> {
+  const { migrate } = await import("./config/migrate.ts");
   const text = await readText(file, OWN);
   const done = typeof text === "string" ? migrate(text, file, from, { ignoreUnsupported }) : { problems: [text!] };
   if ("problems" in done) {
@@ -74,12 +72,14 @@ async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "mi
 async function firewalled(
   { action, backend, file, overrides, reading }: Command & { kind: "firewall" },
 ): Promise<number> {
+  const { firewall, removed } = await import("./control/firewall.ts");
   if (action === "remove") return say(await removed());
   const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   if ("problems" in loaded) {
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return action === "status" ? 4 : 1;
   }
+  const { firewallCheck } = await import("./control/doctor.ts");
   return say(action === "check" ? await firewallCheck(file, loaded.config, backend) : await firewall(action, loaded.config, backend));
 }
 
@@ -93,6 +93,7 @@ function say({ out, wrong, code }: Outcome): number {
 async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {
   const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   const [config, problems] = "config" in loaded ? [loaded.config, []] : [null, loaded.problems];
+  const { doctor } = await import("./control/doctor.ts");
   const { out, code } = await doctor(linux(), file, config, problems, json);
   process.stdout.write(out);
   return code;
@@ -110,6 +111,8 @@ async function tellProblems(problems: readonly Problem[], as: ProgramName): Prom
 }
 
 async function passwd({ user }: Command & { kind: "passwd" }): Promise<number> {
+  const { readPassword } = await import("./control/prompt.ts");
+  const { hashPassword } = await import("./control/users.ts");
   const read = await readPassword(process.stdin, (text) => process.stderr.write(text));
   if ("wrong" in read) {
     process.stderr.write(`transplice: ${read.wrong}\n`);
@@ -156,6 +159,7 @@ function loader(
 
 /** As `run`, with rules that come and go with it, and with lines of traffic. */
 async function up(command: Command & { kind: "up" }): Promise<number> {
+  const { capable } = await import("./control/firewall-tools.ts");
   const refusal = capable();
   if (refusal !== null) {
     process.stderr.write(`transplice up: ${refusal.message}; run: sudo transplice up\n`);
@@ -167,6 +171,8 @@ async function up(command: Command & { kind: "up" }): Promise<number> {
 
 async function run(command: Command & { kind: "run" }, temporary: UpSource | null = null): Promise<number> {
   const { file, overrides, reading } = command;
+  await import("./control/observatory.ts"); // A part of what comes next, so that it is less at once.
+  const { Service } = await import("./control/service.ts");
   const environment = readEnvironment();
   const sys = linux();
   const heir = inherited(environment.handover);
@@ -221,7 +227,9 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   }
   for (const text of taken.warnings) log.warning(text);
   const manager = new ServiceManager(sys, environment);
-  const service = new Service(sys, log, config, manager, activation);
+  const service = new Service(sys, log, config, manager, activation, {
+    program: reading.as, version: packageVersion(),
+  });
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
   let work: Promise<unknown> = service.start(heir, loaded.listening, serves).then(async (wrong) => {

@@ -4,9 +4,10 @@
  */
 import { domainToASCII } from "node:url";
 import { type MessagePort, receiveMessageOnPort, workerData } from "node:worker_threads";
-import { EPOLLIN } from "../native-bindings/constants.ts";
+import { EPOLLIN, PR_SET_NAME } from "../native-bindings/constants.ts";
 import { linux, type Memory, type Syscalls } from "../native-bindings/syscalls.ts";
 import { assert } from "./engine/assert.ts";
+import { ORDERS, threadName } from "./engine/counters.ts";
 import { type Answer, Engine, type OwnMemory, type Question, type Shared } from "./engine/engine.ts";
 import type { Limits } from "./engine/limits.ts";
 import type { Source, Task } from "./engine/loop.ts";
@@ -24,6 +25,9 @@ export interface WorkerStart {
   readonly own: OwnMemory;
 }
 
+/** TASK_COMM_LEN in <linux/sched.h>. */
+const THREAD_NAME_BYTES = 16;
+
 /** Main to worker. */
 export type Order =
   | { readonly kind: "configure"; readonly settings: Settings }
@@ -35,6 +39,8 @@ export type Order =
   /** Answered by "unlistened", too. Unless what it holds is let go, the fd is needed to the end. */
   | { readonly kind: "unhold"; readonly fd: number; readonly letGo: boolean }
   | { readonly kind: "answer"; readonly answer: Answer }
+  /** Reset one tunnel, if it is still there. */
+  | { readonly kind: "close"; readonly row: number; readonly id: number }
   /** Accept no more, and exit when the last tunnel is over. */
   | { readonly kind: "drain" }
   /** Reset what is left, and exit. */
@@ -84,6 +90,10 @@ function work(start: WorkerStart): void {
     ask: (question) => report({ kind: "question", question }),
     toAscii: domainToASCII,
   });
+  // By this name top -H shows it, and main finds what CPU it has had.
+  const name = sys.memory(THREAD_NAME_BYTES);
+  new TextEncoder().encodeInto(threadName(start.worker), name.bytes);
+  sys.prctl(PR_SET_NAME, name.address);
   const bell = new Bell(sys, start.eventfd);
   const watched = engine.loop.add(bell.fd, EPOLLIN, engine.loop.number(bell));
   assert(watched >= 0, `epoll_ctl for the eventfd answered ${watched}`);
@@ -111,6 +121,9 @@ function work(start: WorkerStart): void {
       case "answer":
         engine.answer(order.answer);
         break;
+      case "close":
+        engine.close(order.row, order.id);
+        break;
       case "drain":
         draining = true;
         break;
@@ -128,6 +141,7 @@ function work(start: WorkerStart): void {
       bell.rung = false;
       for (let m = receiveMessageOnPort(port); m !== undefined; m = receiveMessageOnPort(port)) {
         obey(m.message as Order);
+        engine.counters[ORDERS]!++;
       }
       engine.resumeAccepting();
     }

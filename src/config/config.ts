@@ -101,6 +101,24 @@ export interface FirewallConfig {
   readonly tproxyTable: number;
 }
 
+/** A socket of the file system. */
+export interface UnixAddress {
+  /** "unix:/run/transplice/admin.sock". */
+  readonly text: string;
+  readonly path: string;
+}
+
+export type AdminAddress = ListenAddress | UnixAddress;
+
+export interface AdminConfig {
+  readonly listen: readonly AdminAddress[];
+  /** The token itself, or the file that has it. Both null: nothing can be changed. */
+  readonly token: string | null;
+  readonly tokenFile: string | null;
+  /** Names that it may be called by, in lower case. */
+  readonly hosts: readonly string[];
+}
+
 export interface Config {
   /** Where redirected connections arrive. [] if and only if there is no upstream. */
   readonly listen: readonly ListenAddress[];
@@ -169,6 +187,8 @@ export interface Config {
   };
   /** What "transplice firewall" makes rules of. */
   readonly firewall: FirewallConfig;
+  /** null: there is no admin endpoint. */
+  readonly admin: AdminConfig | null;
   readonly log: {
     /** null: standard error. */
     readonly filename: string | null;

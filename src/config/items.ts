@@ -44,6 +44,10 @@ export const ITEM_READERS: { readonly [I in Item]: Reader<unknown> } = {
   interface: text((written, fail) => (isInterface(written) ? written : fail())),
   account: text((written, fail) => (isAccount(written) ? written : fail())),
   cgroup: text((written, fail) => (/^\/?[\w@:.-]+(?:\/[\w@:.-]+)*\/?$/.test(written) ? written : fail())),
+  host: text((written, fail) => {
+    const name = written.toLowerCase();
+    return /^[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*$/.test(name) && name.length <= 253 ? name : fail(", which is no name");
+  }),
   user: text((written, fail) => {
     const wrong = userFault(written);
     return wrong === null ? written : fail(`, which ${wrong}`);

@@ -3,12 +3,27 @@
  * host, or with a wildcard of either family, one dual-stack socket takes all addresses. No name is
  * resolved but `localhost`, which is both loopback addresses.
  */
-import type { ListenAddress } from "./config.ts";
+import type { AdminAddress, ListenAddress } from "./config.ts";
 import { parsePort, rangeOf, socketAddress, splitHostPort } from "./endpoint.ts";
 import { quoted } from "./problem.ts";
 
 export const LISTEN_ALLOWED =
   '"IP:PORT", "[IPv6]:PORT", "localhost:PORT", or ":PORT" for all addresses; ports from 1 to 65535';
+
+export const ADMIN_ALLOWED = `${LISTEN_ALLOWED}; or "unix:/PATH"`;
+
+/** sizeof(sun_path) in <linux/un.h>, less the NUL and what a name for a moment takes (control/http-server.ts). */
+const PATH_BYTES_MAX = 90;
+
+/** As parseListen; and a socket of the file system. */
+export function parseAdmin(text: string, report: (message: string) => void): AdminAddress[] | null {
+  if (!text.startsWith("unix:")) return parseListen(text, report);
+  const path = text.slice("unix:".length);
+  const sound = /^\/(?:[^/\0]+\/)*[^/\0]+$/.test(path) && new TextEncoder().encode(path).length <= PATH_BYTES_MAX;
+  if (sound) return [{ text, path }];
+  report(`found ${quoted(text)}; allowed: unix: and an absolute path of at most ${PATH_BYTES_MAX} bytes, such as "unix:/run/transplice/admin.sock"`);
+  return null;
+}
 
 /** Tells `report` what is wrong, in words that follow the key's name, and answers null. */
 export function parseListen(

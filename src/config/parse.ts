@@ -6,7 +6,7 @@
  * case.
  */
 import { type AST, ParseError, parseTOML } from "toml-eslint-parser";
-import type { Config, EgressConfig, ListenAddress, Relay, Upstream } from "./config.ts";
+import type { AdminAddress, Config, EgressConfig, ListenAddress, Relay, Upstream } from "./config.ts";
 import { assembledEgress, clash, egressListeners, egressWarnings, isLoopback } from "./egress.ts";
 import { rangeOf, socketAddress } from "./endpoint.ts";
 import { alternatives, nearest, type Problem } from "./problem.ts";
@@ -474,12 +474,20 @@ function crossCheck(
   if ([252, 253, 254, 255].includes(values["firewall.tproxy_table"] as number)) {
     problems.push(file.about("firewall.tproxy_table", "is one of the kernel's own routing tables (252 to 255)"));
   }
-  if (!file.hasEgress) return;
-  const egress = egressListeners(values as Partial<Values>, file.has("proxy_url"));
+  const admin = tcpOf(values["admin.listen"] as readonly AdminAddress[] | undefined | null);
+  if (values["admin.token"] != null && values["admin.token_file"] != null) {
+    problems.push(file.about("admin.token_file", "stands beside admin.token; one of them says what the token is"));
+  }
+  const egress = file.hasEgress
+    ? egressListeners(values as Partial<Values>, file.has("proxy_url"))
+    : { listen: [], metrics: [] };
   const pairs = [
     ["incoming.port", egress.listen, "listen", listen],
     ["incoming.metrics_port", egress.metrics, "listen", listen],
     ["incoming.metrics_port", egress.metrics, "incoming.port", egress.listen],
+    ["admin.listen", admin, "listen", listen],
+    ["admin.listen", admin, "incoming.port", egress.listen],
+    ["admin.listen", admin, "incoming.metrics_port", egress.metrics],
   ] as const;
   for (const [key, some, other, others] of pairs) {
     const found = clash(some, others);
@@ -489,6 +497,10 @@ function crossCheck(
     );
   }
 }
+
+/** Those that are no sockets of the file system. */
+const tcpOf = (addresses: readonly AdminAddress[] | undefined | null): ListenAddress[] =>
+  (addresses ?? []).filter((address): address is ListenAddress => "bytes" in address);
 
 function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: ListenAddress): boolean {
   const hosts = upstream.host === "localhost" ? ["127.0.0.1", "::1"] : [upstream.host];
@@ -566,6 +578,12 @@ function assembled(values: Values, relays: readonly Relay[], egress: EgressConfi
       tproxyMark: values["firewall.tproxy_mark"],
       tproxyTable: values["firewall.tproxy_table"],
     },
+    admin: values["admin.listen"] === null ? null : {
+      listen: values["admin.listen"],
+      token: values["admin.token"],
+      tokenFile: values["admin.token_file"],
+      hosts: values["admin.hosts"],
+    },
     log: {
       // transocks takes an empty file name for none.
       filename: values["log.filename"] === "" ? null : values["log.filename"],
@@ -607,6 +625,21 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
       if (file.has(key)) {
         warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
       }
+    }
+  }
+  if (config.admin === null) {
+    for (const key of ["admin.token", "admin.token_file", "admin.hosts"] as const) {
+      if (file.has(key)) warnings.push(file.about(key, "is not used: without admin.listen there is no admin endpoint"));
+    }
+  } else if (config.admin.token === null && config.admin.tokenFile === null) {
+    const open = tcpOf(config.admin.listen).filter(({ text }) => !isLoopback(text));
+    if (open.length > 0) {
+      warnings.push(
+        file.about(
+          "admin.listen",
+          `at ${open[0]!.text} there are but metrics and health: whatever else the endpoint says takes a token there; set admin.token, or listen on 127.0.0.1`,
+        ),
+      );
     }
   }
   if (egress !== null) {

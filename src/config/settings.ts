@@ -8,8 +8,8 @@ import type { PortRange } from "../policy/access.ts";
 import { CAUSES, PRESETS, type Trust } from "../policy/cause.ts";
 import type { EgressAddress } from "../policy/egress.ts";
 import type { Network } from "../policy/network.ts";
-import type { ListenAddress, Upstream } from "./config.ts";
-import { LISTEN_ALLOWED } from "./listen.ts";
+import type { AdminAddress, ListenAddress, Upstream } from "./config.ts";
+import { ADMIN_ALLOWED, LISTEN_ALLOWED } from "./listen.ts";
 import { alternatives } from "./problem.ts";
 import { durationText, sizeText } from "./quantity.ts";
 import { UPSTREAM_ALLOWED } from "./upstream.ts";
@@ -53,11 +53,11 @@ interface Enumeration extends Described {
 }
 
 interface Plain extends Described {
-  readonly kind: "string" | "boolean" | "listen" | "url" | "trust" | "rate" | "ip" | "iface" | "word" | "account";
+  readonly kind: "string" | "boolean" | "listen" | "admin" | "token" | "url" | "trust" | "rate" | "ip" | "iface" | "word" | "account";
 }
 
 /** What an array may hold. */
-export type Item = "network" | "site" | "port" | "source" | "ip" | "zone" | "user" | "interface" | "account" | "cgroup";
+export type Item = "network" | "site" | "port" | "source" | "ip" | "zone" | "user" | "interface" | "account" | "cgroup" | "host";
 
 interface List extends Described {
   readonly kind: "list";
@@ -627,6 +627,36 @@ export const SETTINGS = {
     description: "With TPROXY: the routing table that does so; it must be nobody else's.",
     example: "100",
   },
+  "admin.listen": {
+    kind: "admin",
+    default: null,
+    otherwise: "nowhere: there is no admin endpoint",
+    description:
+      "Where the admin endpoint is: metrics, the status page, and what `transplice tunnels` and its like ask. On an address that is not loopback, all but metrics and health takes the token.",
+    example: '"127.0.0.1:9181"',
+  },
+  "admin.token": {
+    kind: "token",
+    default: null,
+    otherwise: "none: nothing can be changed by the endpoint",
+    description: "What who closes a connection or drains an upstream must show.",
+    example: '"0f4c1e7b52a94d6e8d13"',
+  },
+  "admin.token_file": {
+    kind: "string",
+    default: null,
+    otherwise: "none",
+    description: "A file whose first line is the token. It is read at the start and at HUP, by the user that transplice runs as.",
+    example: '"/run/credentials/transplice.service/token"',
+  },
+  "admin.hosts": {
+    kind: "list",
+    of: "host",
+    default: "[]",
+    description:
+      "Names by which the endpoint may be asked for, besides addresses, `localhost` and this host's own name; a web page elsewhere cannot lead a browser to it by a name of its own.",
+    example: '["transplice.example.com"]',
+  },
   "log.filename": {
     kind: "string",
     default: null,
@@ -733,6 +763,7 @@ type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer
         interface: string;
         account: string;
         cgroup: string;
+        host: string;
       }[I][]
     : {
         duration: number;
@@ -742,6 +773,8 @@ type Read<S extends Setting> = S extends { kind: "enum"; values: readonly (infer
         string: string;
         boolean: boolean;
         listen: readonly ListenAddress[];
+        admin: readonly AdminAddress[];
+        token: string;
         url: Upstream;
         trust: Trust;
         rate: number;
@@ -839,6 +872,10 @@ export function allowedText(setting: Setting): string {
       return "true or false";
     case "listen":
       return `${LISTEN_ALLOWED}; or an array of these`;
+    case "admin":
+      return `${ADMIN_ALLOWED}; or an array of these`;
+    case "token":
+      return `${TOKEN_CHARACTERS_MIN} to ${TOKEN_CHARACTERS_MAX} letters, digits and characters of - . _ ~ + / =`;
     case "url":
       return UPSTREAM_ALLOWED;
     case "trust":
@@ -860,6 +897,16 @@ export function allowedText(setting: Setting): string {
   }
 }
 
+/** RFC 6750 has these characters for a bearer's token; fewer can be tried through. */
+export const TOKEN_CHARACTERS_MIN = 16;
+export const TOKEN_CHARACTERS_MAX = 256;
+
+/** null: it is no token. */
+export function tokenOf(text: string): string | null {
+  const sound = /^[A-Za-z0-9._~+/-]+=*$/.test(text);
+  return sound && text.length >= TOKEN_CHARACTERS_MIN && text.length <= TOKEN_CHARACTERS_MAX ? text : null;
+}
+
 /** Longer names make no label for a metric. */
 export const WORD_CHARACTERS_MAX = 64;
 
@@ -874,6 +921,7 @@ const ITEMS: Readonly<Record<Item, string>> = {
   user: 'names of users, such as "alice"',
   interface: 'names of interfaces, such as "lan0"',
   account: 'names or numbers of users of this host, such as "alice" or "1000"',
+  host: 'names of hosts, such as "transplice.example.com"',
   cgroup: 'paths of cgroups below /sys/fs/cgroup, such as "system.slice/backup.service"',
 };
 

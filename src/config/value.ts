@@ -3,12 +3,12 @@
  */
 import type { AST } from "toml-eslint-parser";
 import { type Cause, CAUSES, PRESETS, type Trust, trustOnly } from "../policy/cause.ts";
-import type { ListenAddress } from "./config.ts";
+import type { AdminAddress } from "./config.ts";
 import { isAccount, ITEM_READERS, readHost } from "./items.ts";
-import { parseListen } from "./listen.ts";
+import { parseAdmin, parseListen } from "./listen.ts";
 import { nearest, quoted } from "./problem.ts";
 import { parseDuration, parseRate, parseSize } from "./quantity.ts";
-import { allowedText, type Setting, WORD_CHARACTERS_MAX } from "./settings.ts";
+import { allowedText, type Setting, tokenOf, WORD_CHARACTERS_MAX } from "./settings.ts";
 import { foundText, integerOf, type Report, stringOf } from "./toml.ts";
 import { parseUpstream } from "./upstream.ts";
 
@@ -71,7 +71,16 @@ export function read(setting: Setting, node: AST.TOMLContentNode, report: Report
     case "trust":
       return readTrust(setting, node, report);
     case "listen":
-      return readListen(setting, node, report);
+      return readListen(setting, node, parseListen, report);
+    case "admin":
+      return readListen(setting, node, parseAdmin, report);
+    case "token": {
+      const token = text === null ? null : tokenOf(text);
+      if (token !== null) return token;
+      // What was found is a secret, or was meant to be.
+      report(`found ${text === null ? foundText(node) : "something else"}; allowed: ${allowedText(setting)}`);
+      return undefined;
+    }
     case "rate": {
       if (text === null)
         return fail(node.type === "TOMLValue" && node.kind === "integer" ? " without a unit" : "");
@@ -166,18 +175,19 @@ function uniqueText(of: string, item: unknown): string | null {
   return of === "ip" || of === "zone" ? (item as string) : null;
 }
 
-function readListen(
+function readListen<A extends AdminAddress>(
   setting: Setting,
   node: AST.TOMLContentNode,
+  parse: (text: string, report: (message: string) => void) => A[] | null,
   report: Report,
-): ListenAddress[] | undefined {
+): A[] | undefined {
   const nodes = node.type === "TOMLArray" ? node.elements : [node];
   if (nodes.length === 0 || nodes.length > LISTEN_MAX) {
     report(`found ${nodes.length} addresses; allowed: 1 to ${LISTEN_MAX}`);
     return undefined;
   }
   let sound = true;
-  const addresses: ListenAddress[] = [];
+  const addresses: A[] = [];
   const writtenAs = new Map<string, string>();
   const fail = (message: string): void => {
     sound = false;
@@ -190,7 +200,7 @@ function readListen(
       );
       continue;
     }
-    for (const address of parseListen(element.value, fail) ?? []) {
+    for (const address of parse(element.value, fail) ?? []) {
       const other = writtenAs.get(address.text);
       if (other === undefined) addresses.push(address);
       else

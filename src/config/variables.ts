@@ -61,6 +61,7 @@ export function writtenValue(setting: Setting, text: string): AST.TOMLContentNod
     case "size":
       return tomlValue(/^[0-9]+$/.test(text) ? `${Number(text)}` : tomlString(text));
     case "listen":
+    case "admin":
     case "list": {
       const array = tomlPair("x", text)?.value;
       if (array?.type === "TOMLArray") return array;

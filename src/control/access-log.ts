@@ -3,13 +3,13 @@
  * "proxy ends", "failed to connect to proxy server". What ended a tunnel stands in `reason`, out of
  * the closed list in engine/ending.ts.
  */
-import { randomBytes } from "node:crypto";
 import { textOf } from "../config/endpoint.ts";
 import { KINDS, type Reason, REASONS } from "../engine/ending.ts";
 import { type JournalRecord, STARTED } from "../engine/journal.ts";
 import { CAUSES } from "../policy/cause.ts";
 import { errnoName, errnoText } from "./listeners.ts";
 import type { Field, Log } from "./log.ts";
+import type { RequestIds } from "./request-ids.ts";
 
 const DESTINATION = 28;
 const SOURCE = 56;
@@ -55,13 +55,12 @@ const MESSAGES: Partial<Record<Reason, string>> = {
 
 export class AccessLog {
   readonly #log: Log;
-  /** Of this process: request ids of two runs do not meet. */
-  readonly #run = randomBytes(6).toString("hex");
-
+  readonly #ids: RequestIds;
   #loopToldMs = -Infinity;
 
-  constructor(log: Log) {
+  constructor(log: Log, ids: RequestIds) {
     this.#log = log;
+    this.#ids = ids;
   }
 
   write(record: JournalRecord, worker: number): void {
@@ -69,7 +68,7 @@ export class AccessLog {
       type: "access",
       client_addr: textOf(record.addresses, 0),
       dest_addr: record.addresses[DESTINATION] === 0 ? "" : textOf(record.addresses, DESTINATION),
-      request_id: this.#requestId(record, worker),
+      request_id: this.#ids.text(record.incarnation, worker, record.id),
     };
     if (record.version !== 0) Object.assign(fields, socksFields(record));
     else if (record.addresses[SOURCE] !== 0) fields["egress_addr"] = textOf(record.addresses, SOURCE);
@@ -104,13 +103,6 @@ export class AccessLog {
     if (wallMs < this.#loopToldMs + LOOP_TOLD_MS) return false;
     this.#loopToldMs = wallMs;
     return true;
-  }
-
-  #requestId(record: JournalRecord, worker: number): string {
-    const hex = (value: number, digits: number) => value.toString(16).padStart(digits, "0");
-    const run = this.#run;
-    const life = hex(record.incarnation & 0xffff, 4);
-    return `${run.slice(0, 8)}-${run.slice(8)}-${life}-${hex(worker, 4)}-${hex(record.id, 12)}`;
   }
 }
 

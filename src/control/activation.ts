@@ -24,7 +24,10 @@ const LISTENS: Readonly<Record<Use, { of(config: Config): readonly ListenAddress
   relay: { of: ({ upstream, listen }) => (upstream === null ? null : listen), needs: "proxy_url" },
   socks: { of: ({ egress }) => egress?.listen ?? null, needs: "[incoming]" },
   metrics: { of: ({ egress }) => egress?.metrics ?? null, needs: "[incoming]" },
-  admin: { of: () => null, needs: "an admin endpoint" },
+  admin: {
+    of: ({ admin }) => admin?.listen.filter((address): address is ListenAddress => "bytes" in address) ?? null,
+    needs: "admin.listen",
+  },
 };
 
 const ROLES: Readonly<Record<Use, Role | null>> = { relay: "transparent", socks: "socks", metrics: null, admin: null };
@@ -107,7 +110,7 @@ export class Activation {
           });
       return addresses.filter((one, i) => addresses.findIndex((other) => isSame(one, other)) === i);
     };
-    const { egress } = config;
+    const { egress, admin } = config;
     return Object.freeze({
       ...config,
       listen: instead(config.listen, "relay"),
@@ -115,6 +118,15 @@ export class Activation {
       egress: egress === null
         ? null
         : { ...egress, listen: instead(egress.listen, "socks"), metrics: instead(egress.metrics, "metrics") },
+      admin: admin === null
+        ? null
+        : {
+            ...admin,
+            listen: [
+              ...instead(LISTENS.admin.of(config) ?? [], "admin"),
+              ...admin.listen.filter((address) => "path" in address),
+            ],
+          },
     });
   }
 }

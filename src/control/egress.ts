@@ -72,6 +72,11 @@ export class EgressControl {
     this.names = new Names({ deadlineMs: 5000, log: options.log });
   }
 
+  /** There are addresses to leave by, and none of them can be used. */
+  get noExit(): boolean {
+    return this.#exits.length > 0 && !this.#isUsable().includes(true);
+  }
+
   /** How the address does; null: it is not in the configuration any more. */
   health(address: string): EgressHealth | null {
     return this.#health.get(address) ?? null;
@@ -194,9 +199,15 @@ export class EgressControl {
     const usable = this.#isUsable();
     this.#usable = usable.join();
     this.#health = new Map(
-      this.#exits.map(({ text, listed }, i) => [text, { usable: usable[i]!, listed }]),
+      this.#exits.map((exit, i) => [exit.text, { usable: usable[i]!, listed: exit.listed, state: this.#stateOf(exit) }]),
     );
     return this.#usable !== before;
+  }
+
+  #stateOf({ present, listed, outUntil }: Exit): EgressHealth["state"] {
+    if (!present) return "absent";
+    if (listed) return "listed";
+    return outUntil > this.#ticks ? "failing" : "ok";
   }
 
   #isUsable(): boolean[] {

@@ -5,6 +5,7 @@
  * which workers are woken (were a worker to close its own, another thread could write to whoever
  * has the number next).
  */
+import { setTimeout as sleep } from "node:timers/promises";
 import { MessageChannel, type MessagePort, Worker } from "node:worker_threads";
 import { EFD_CLOEXEC, EFD_NONBLOCK } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
@@ -16,6 +17,7 @@ import {
   DIAL_FAILURES,
   endingAt,
   JOURNAL_DROPPED,
+  ORDERS,
   TUNNELS,
   TURNS,
   unended,
@@ -26,13 +28,13 @@ import { Journal, type JournalRecord, journalBytes } from "../engine/journal.ts"
 import { Ledger, OWNERS_MAX } from "../engine/ledger.ts";
 import type { Limits } from "../engine/limits.ts";
 import { LOOPS_BYTES, Loops } from "../engine/loops.ts";
-import { metersBytes } from "../engine/meters.ts";
+import { metersBytes, metersRow } from "../engine/meters.ts";
 import { QUOTA_BYTES, Quotas } from "../engine/quota.ts";
 import type { Settings } from "../engine/route.ts";
 import type { Role } from "../engine/session.ts";
 import { forgetInflight, socksCountersBytes, SocksTotals } from "../engine/socks-counters.ts";
 import {
-  clearTable, ROW_BYTES, ROW_QUOTAS, ROW_QUOTAS_END, rowsBytes, textsBytes,
+  clearTable, ROW_BYTES, ROW_QUOTAS, ROW_QUOTAS_END, rowsBytes, TableReader, textsBytes,
 } from "../engine/table.ts";
 import { upstreamCountersBytes, UpstreamReader } from "../engine/upstream-counters.ts";
 import type { Order, Report, WorkerStart } from "../worker.ts";
@@ -50,6 +52,9 @@ const REPLACED_TICKS = 30;
 const RESTART_MS = 1000;
 /** How long an unlisten may take before its caller goes on without the worker's answer. */
 const ANSWER_MS = 1000;
+const OBEYED_MS = 2;
+/** Below this, workers are started one after the other. */
+const FEW_FDS = 256;
 /** Under load the journals are read so often; else only when a worker says that it has written. */
 const JOURNAL_MS = 50;
 
@@ -64,12 +69,28 @@ export interface FleetOptions {
   readonly onHeld: (held: SharedArrayBuffer) => void;
 }
 
+/** A worker as one may look at it. */
+export interface WorkerView {
+  readonly number: number;
+  /** Lives that its number had before. */
+  readonly incarnation: number;
+  readonly state: "running" | "hangs" | "down";
+  /** It accepts nothing, since the process is at its limit. */
+  readonly full: boolean;
+  readonly counters: Float64Array;
+  readonly meters: Float64Array;
+  readonly table: TableReader;
+  readonly limits: Limits;
+}
+
 interface Member {
   readonly number: number;
   readonly eventfd: number;
   readonly own: OwnMemory;
   readonly reader: Journal;
   readonly counters: Float64Array;
+  readonly meters: Float64Array;
+  readonly table: TableReader;
   readonly limits: Limits;
   /** The listening sockets that it accepts from. */
   readonly fds: Map<number, Role>;
@@ -82,6 +103,8 @@ interface Member {
   /** It has been told to drain, so its exit is no accident. */
   leaving: boolean;
   turnsSeen: number;
+  /** Sent to it, and to its former lives. */
+  orders: number;
   stillTicks: number;
   readonly unlistening: Map<number, () => void>;
   /** The thread runs, or (false) has died before it did. */
@@ -106,6 +129,9 @@ export class Fleet {
   #settings: Settings | null = null;
   #journalTimer: NodeJS.Timeout | null = null;
   #dropped = 0;
+  /** Numbers that workers have ever had: 0 to this less one. */
+  #numbers = 0;
+  #replacements = 0;
 
   constructor(options: FleetOptions) {
     this.#options = options;
@@ -156,6 +182,8 @@ export class Fleet {
       this.#members.push(member);
       ready.push(new Promise((resolve) => (member.onReady = resolve)));
       this.#start(member);
+      // Node opens a worker's modules all at once; where files are few, those of one at a time.
+      if (this.#options.ledgerFds < FEW_FDS) await ready.at(-1);
     }
     return (await Promise.all(ready)).every(Boolean);
   }
@@ -260,6 +288,18 @@ export class Fleet {
     for (const member of this.#members) this.#order(member, { kind: "configure", settings });
   }
 
+  /** Resolves when every worker has done what it was told up to now; or soon, where one hangs. */
+  async obeyed(): Promise<void> {
+    const told = this.#members.map((member) => ({ member, orders: member.orders, incarnation: member.incarnation }));
+    const untilMs = performance.now() + ANSWER_MS;
+    while (performance.now() < untilMs) {
+      const waiting = told.some(({ member, orders, incarnation }) =>
+        member.incarnation === incarnation && member.thread !== null && member.counters[ORDERS]! < orders);
+      if (!waiting) return;
+      await sleep(OBEYED_MS);
+    }
+  }
+
   /** Each worker exits when its last tunnel is over. */
   drain(): void {
     for (const member of this.#members) {
@@ -281,9 +321,53 @@ export class Fleet {
     await Promise.all(this.#members.map((member) => member.exited));
   }
 
+  get workers(): WorkerView[] {
+    return this.#members.map((member) => ({
+      number: member.number,
+      incarnation: member.incarnation,
+      state: member.thread === null ? "down" : member.stillTicks >= HANGS_TICKS ? "hangs" : "running",
+      full: this.#admission.waits(member.number),
+      counters: member.counters,
+      meters: member.meters,
+      table: member.table,
+      limits: member.limits,
+    }));
+  }
+
+  /** What all workers have counted, those that have gone included. */
+  get counters(): Float64Array {
+    return this.#sum((worker) => countersRow(this.#shared.counters, worker));
+  }
+
+  get meters(): Float64Array {
+    return this.#sum((worker) => metersRow(this.#shared.meters, worker));
+  }
+
+  #sum(rowOf: (worker: number) => Float64Array): Float64Array {
+    const sum = rowOf(0).slice();
+    for (let worker = 1; worker < this.#numbers; worker++) {
+      const row = rowOf(worker);
+      for (let at = 0; at < sum.length; at++) sum[at]! += row[at]!;
+    }
+    return sum;
+  }
+
   /** A counter, summed over all workers. */
   total(at: number): number {
-    return this.#members.reduce((sum, { counters }) => sum + counters[at]!, 0);
+    let sum = 0;
+    for (let worker = 0; worker < this.#numbers; worker++) sum += countersRow(this.#shared.counters, worker)[at]!;
+    return sum;
+  }
+
+  /** How often a worker had to be replaced. */
+  get replacements(): number {
+    return this.#replacements;
+  }
+
+  /** An operator wants this tunnel to end. Who has it will have done so in a moment. */
+  closeTunnel(worker: number, row: number, id: number): void {
+    const member = this.#members.find(({ number }) => number === worker);
+    if (member !== undefined) this.#order(member, { kind: "close", row, id });
   }
 
   /** What SOCKS clients have been up to, over all workers, up to now. */
@@ -317,6 +401,7 @@ export class Fleet {
     const taken = new Set(this.#members.map(({ number }) => number));
     let number = 0;
     while (taken.has(number)) number++;
+    this.#numbers = Math.max(this.#numbers, number + 1);
     if (this.#eventfds[number] === undefined) {
       const fd = sys.eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
       assert(fd >= 0, `eventfd answered ${fd}`);
@@ -338,6 +423,8 @@ export class Fleet {
       reader,
       eventfd: this.#eventfds[number]!,
       counters: countersRow(this.#shared.counters, number),
+      meters: metersRow(this.#shared.meters, number),
+      table: new TableReader(own.rows, own.texts),
       fds: new Map(),
       queues: new Set(),
       thread: null,
@@ -346,6 +433,7 @@ export class Fleet {
       startedMs: 0,
       leaving: false,
       turnsSeen: -1,
+      orders: 0,
       stillTicks: 0,
       unlistening: new Map(),
       onReady: () => {},
@@ -360,6 +448,8 @@ export class Fleet {
     member.startedMs = performance.now();
     member.stillTicks = 0;
     member.port = port1;
+    // What a former life was told, and did not do, nobody does.
+    member.orders = member.counters[ORDERS]!;
     const start: WorkerStart = {
       port: port2,
       worker: member.number,
@@ -373,7 +463,7 @@ export class Fleet {
     member.exited = new Promise((resolve) => (member.onExit = resolve));
     port1.on("message", (report: Report) => this.#hear(member, report));
     port1.unref();
-    const thread = new Worker(new URL("../worker.js", import.meta.url), {
+    const thread = new Worker(new URL("./thread.js", import.meta.url), {
       workerData: start,
       transferList: [port2],
       name: `transplice-${member.number}`,
@@ -471,6 +561,7 @@ export class Fleet {
       tunnels,
       fds: closed,
     });
+    this.#replacements++;
     const lived = performance.now() - member.startedMs;
     setTimeout(
       () => {
@@ -504,6 +595,7 @@ export class Fleet {
 
   #order(member: Member, order: Order): void {
     if (member.port === null) return; // It is being replaced, and will start with what holds then.
+    member.orders++;
     member.port.postMessage(order);
     this.#admission.wake(member.number);
   }

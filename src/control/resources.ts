@@ -1,7 +1,7 @@
 /**
  * What this process may use of the kernel: file descriptors and pipes. Asked once, at start.
  */
-import { readdirSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import { FDS_MAX } from "../engine/limits.ts";
@@ -25,6 +25,9 @@ export function nofileHard(sys: Syscalls): number {
 }
 
 export function openFds(): number {
+  // Since Linux 6.2 the directory's size says it, which is as fast with a million of them.
+  const { size } = statSync("/proc/self/fd");
+  if (size > 0) return size;
   return readdirSync("/proc/self/fd").length - 1; // Without the one that reads the directory.
 }
 
@@ -59,3 +62,37 @@ function capabilities(set: "CapEff" | "CapPrm" | "CapBnd"): bigint {
   const found = new RegExp(`^${set}:\\s*([0-9a-f]+)`, "m").exec(readText("/proc/self/status") ?? "")?.[1];
   return BigInt(`0x${found ?? "0"}`);
 }
+
+/** What CPU the threads of this process have had, by their names (prctl(2), PR_SET_NAME). */
+export class ThreadTimes {
+  /** By name. A thread that ends takes its number with it. */
+  readonly #ids = new Map<string, string>();
+
+  /** Seconds, user and system; null: there is no such thread, or the kernel does not say. */
+  seconds(name: string): number | null {
+    const known = this.#ids.get(name);
+    const ns = known === undefined ? null : this.#runNs(known, name);
+    if (ns !== null) return ns / 1e9;
+    this.#find();
+    const found = this.#ids.get(name);
+    const again = found === undefined ? null : this.#runNs(found, name);
+    return again === null ? null : again / 1e9;
+  }
+
+  #runNs(id: string, name: string): number | null {
+    if (readText(`${TASKS}/${id}/comm`)?.trim() !== name) return null;
+    // Documentation/scheduler/sched-stats.rst: time on the CPU comes first.
+    const ns = Number(readText(`${TASKS}/${id}/schedstat`)?.split(" ")[0]);
+    return Number.isFinite(ns) ? ns : null;
+  }
+
+  #find(): void {
+    this.#ids.clear();
+    for (const id of readdirSync(TASKS)) {
+      const name = readText(`${TASKS}/${id}/comm`)?.trim();
+      if (name !== undefined) this.#ids.set(name, id);
+    }
+  }
+}
+
+const TASKS = "/proc/self/task";

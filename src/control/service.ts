@@ -12,7 +12,7 @@ import {
   AF_INET,
 } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
-import type { Config, ListenAddress } from "../config/config.ts";
+import type { Config } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { ACCEPTED, BYTES_DOWN, BYTES_UP, endingAt } from "../engine/counters.ts";
 import { KINDS, REASONS } from "../engine/ending.ts";
@@ -28,9 +28,11 @@ import { Fleet, WORKERS_MAX } from "./fleet.ts";
 import { errnoText, type ListeningAddress, Listeners } from "./listeners.ts";
 import { AddressNews, localRoutes } from "./local-routes.ts";
 import type { Log } from "./log.ts";
+import { Observatory } from "./observatory.ts";
+import { pageFiles } from "./page.ts";
+import { RequestIds } from "./request-ids.ts";
 
 import { Reign } from "./reign.ts";
-import { SocksMetrics } from "./socks-metrics.ts";
 import { lanesOf, type SynQueue, SynQueues } from "./syn-queues.ts";
 import type { Outcome } from "./pid-file.ts";
 import type { ServiceManager } from "./systemd.ts";
@@ -40,8 +42,8 @@ import { Upstreams } from "./upstreams.ts";
 import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
-const METRICS_AGAIN_MS = 50;
-const METRICS_ATTEMPTS = 100;
+const OBSERVED_AGAIN_MS = 50;
+const OBSERVED_ATTEMPTS = 100;
 /** What a thread of Node opens for itself, and our epoll and eventfd. */
 const FDS_PER_WORKER = 6;
 /** The kernel tells of addresses that change; of a network that is routed to lo it does not. */
@@ -66,7 +68,7 @@ export class Service {
   readonly #upstreams: Upstreams;
   readonly #egress: EgressControl;
   readonly #reign: Reign;
-  readonly #metrics: SocksMetrics;
+  readonly #observatory: Observatory;
   readonly #nofile: number;
   #config: Config;
   readonly #addressNews: AddressNews;
@@ -81,7 +83,10 @@ export class Service {
   #stopping = false;
   #deadline: NodeJS.Timeout | undefined;
 
-  constructor(sys: Syscalls, log: Log, config: Config, manager: ServiceManager, activation: Activation) {
+  constructor(
+    sys: Syscalls, log: Log, config: Config, manager: ServiceManager, activation: Activation,
+    called: { readonly program: string; readonly version: string },
+  ) {
     this.#sys = sys;
     this.#manager = manager;
     this.#activation = activation;
@@ -90,7 +95,8 @@ export class Service {
     this.#nofile = raiseNofile(sys);
     this.#listeners = new Listeners(sys);
     this.#addressNews = new AddressNews(sys);
-    const accessLog = new AccessLog(log);
+    const ids = new RequestIds();
+    const accessLog = new AccessLog(log, ids);
     this.#fleet = new Fleet({
       sys,
       log,
@@ -113,17 +119,20 @@ export class Service {
     });
     this.#reign = new Reign({ sys, log, upstreams: this.#upstreams });
     this.#egress = new EgressControl({ sys, log, counters: this.#fleet.exits, onChange });
-    this.#metrics = new SocksMetrics(
-      {
-        socks: () => this.#fleet.socks,
-        addresses: () => this.#fleet.exits.addresses(),
-        denied: () => this.#fleet.exits.denied(),
-        health: (address) => this.#egress.health(address),
-        names: () => this.#egress.names.stats,
-      },
-      log,
-      (address) => activation.take(address),
-    );
+    this.#observatory = new Observatory({
+      sys, log, ids, ...called,
+      fleet: this.#fleet,
+      egress: this.#egress,
+      upstreams: this.#upstreams,
+      listeners: this.#listeners,
+      passed: (address) => activation.take(address),
+      files: pageFiles(),
+      config: () => this.#config,
+      tunnelsMax: () => this.#tunnelsMax,
+      nofile: this.#nofile,
+      stopping: () => this.#stopping,
+      onDrain: onChange,
+    });
   }
 
   /**
@@ -151,9 +160,9 @@ export class Service {
     const untruthful = this.#openQueues(config);
     if ("wrong" in untruthful) return [untruthful.wrong];
     for (const gone of this.#queues.obsolete(config)) this.#queues.close(gone);
-    const metrics = config.egress?.metrics ?? [];
-    // The process before still has its port: see below.
-    const wrong = inherited === null ? await this.#metrics.listen(metrics) : [];
+    this.#upstreams.adoptDrained(inherited?.drained ?? []);
+    // The process before still has its ports: see below.
+    const wrong = inherited === null ? await this.#observatory.move(config) : [];
     if (wrong.length > 0) return wrong;
     await this.#upstreams.follow(config);
     const plan = budget(this.#nofile, openFds() + workers * FDS_PER_WORKER, this.#pipesOf(config));
@@ -191,7 +200,7 @@ export class Service {
     if (inherited === null) return [];
     await this.#reign.confirm();
     inherited.ready();
-    void this.#listenForMetrics(metrics);
+    void this.#observe();
     return [];
   }
 
@@ -217,14 +226,14 @@ export class Service {
   }
 
   /** The process before lets go of them as soon as it has heard that this one serves. */
-  async #listenForMetrics(addresses: readonly ListenAddress[]): Promise<void> {
+  async #observe(): Promise<void> {
     let wrong: string[] = [];
-    for (let attempt = 0; attempt < METRICS_ATTEMPTS && !this.#stopping; attempt++) {
-      wrong = await this.#metrics.listen(addresses);
+    for (let attempt = 0; attempt < OBSERVED_ATTEMPTS && !this.#stopping; attempt++) {
+      wrong = await this.#observatory.move(this.#config);
       if (wrong.length === 0) return;
-      await sleep(METRICS_AGAIN_MS);
+      await sleep(OBSERVED_AGAIN_MS);
     }
-    for (const text of wrong) this.#log.error("no metrics", { error: text });
+    for (const text of wrong) this.#log.error("no metrics, no admin endpoint", { error: text });
   }
 
   /**
@@ -234,8 +243,13 @@ export class Service {
   async handOver(env: NodeJS.ProcessEnv): Promise<Outcome> {
     const passed = this.#activation.sockets;
     await this.#reign.pause();
-    const engaged = this.#reign.isEngaged;
-    const outcome = await startSuccessor({ listening: this.#listeners.open, queues: this.#queues.open, passed, engaged }, env);
+    const outcome = await startSuccessor(
+      {
+        listening: this.#listeners.open, queues: this.#queues.open, passed, engaged: this.#reign.isEngaged,
+        drained: [...this.#upstreams.drained],
+      },
+      env,
+    );
     if ("wrong" in outcome) {
       await this.#reign.resume();
       return outcome;
@@ -295,16 +309,16 @@ export class Service {
       undo();
       return [queues.wrong];
     }
-    const metrics = await this.#metrics.move(config.egress?.metrics ?? []);
-    if (metrics.length > 0) {
+    const unobserved = await this.#observatory.move(config);
+    if (unobserved.length > 0) {
       undo();
-      return metrics;
+      return unobserved;
     }
     if (config.mode !== old.mode) {
       const result = this.#listeners.setMode(config.mode);
       if (result < 0) {
         this.#listeners.setMode(old.mode);
-        await this.#metrics.move(old.egress?.metrics ?? []);
+        await this.#observatory.move(old);
         undo();
         return [`mode: setsockopt IP_TRANSPARENT: ${errnoText(-result)}; it needs CAP_NET_ADMIN`];
       }
@@ -316,7 +330,7 @@ export class Service {
     if (unruled.length > 0) {
       await this.#upstreams.follow(old);
       if (config.mode !== old.mode) this.#listeners.setMode(old.mode);
-      await this.#metrics.move(old.egress?.metrics ?? []);
+      await this.#observatory.move(old);
       undo();
       return unruled;
     }
@@ -359,7 +373,8 @@ export class Service {
     // Before the listeners go: nobody is to be handed over to where nobody listens.
     await (successor ? this.#reign.leave() : this.#reign.drain());
     this.#upstreams.close();
-    void this.#metrics.close();
+    // Who stops is still to be looked at; but a successor wants the ports.
+    if (successor) void this.#observatory.close("another process has taken over");
     // A successor reads on; else who is held goes on, and is accepted like any other by the line below.
     await this.#fleet.unhold(this.#queues.open, !successor);
     if (!successor) for (const queue of [...this.#queues.open]) this.#queues.close(queue);
@@ -377,6 +392,7 @@ export class Service {
     await this.#fleet.exited();
     clearTimeout(this.#deadline);
     if (!successor) await this.#reign.end();
+    if (!successor) await this.#observatory.close("the process stops");
     this.#egress.close(); // Clients that were still asking had their names resolved.
     if (this.#timer !== null) clearInterval(this.#timer);
     this.#addressNews.close();
@@ -405,6 +421,7 @@ export class Service {
     // A worker that hangs is replaced; should even that not help, the manager may end us.
     if (!this.#fleet.hangs) this.#manager.alive(performance.now(), this.status);
     if (!this.#stopping) this.#lookAtAddresses();
+    this.#observatory.tick();
     const failures = this.#fleet.dialFailures;
     if (failures !== this.#dialFailures) {
       this.#dialFailures = failures;
@@ -444,7 +461,8 @@ export class Service {
         // Whoever is redirected to the SOCKS server by the rules is served by it, as any other is.
         listening: this.#listeners.open
           .filter(({ role }) => role === "transparent")
-          .map(({ address }) => address.bytes),
+          .map(({ address }) => address.bytes)
+          .concat((this.#config.admin?.listen ?? []).flatMap((address) => ("bytes" in address ? [address.bytes] : []))),
         local: this.#local,
       },
       journalAll: this.#log.enabled("info"),

@@ -1,315 +1,66 @@
 /**
- * The metrics over HTTP, for Prometheus: usocksd's under its very names and labels, and behind them
- * our own, named transplice_.
- *
- * Everything is read from shared memory when somebody asks; no worker notices, and nothing here
- * happens for a connection. Each address has a server of its own; whoever connects has a few
- * seconds to ask and to take the answer.
+ * The metrics of the SOCKS server: usocksd's under their very names and labels, and behind them our
+ * own, named transplice_.
  */
-import http from "node:http";
-import type { Socket } from "node:net";
-import { type Metric, type OpenMetricsContentType, Registry } from "prom-client";
-import type { ListenAddress } from "../config/config.ts";
-import { endpointText, splitHostPort } from "../config/endpoint.ts";
 import type { AddressCounts, RuleCount } from "../engine/egress-counters.ts";
 import {
   type AddressType, type AuthMethod, type HistogramTotals, type SocksTotals, type SocksVersion, STATUS,
   STATUS_NAMES,
 } from "../engine/socks-counters.ts";
-import type { Log } from "./log.ts";
+import { Family, histogramSamples, type MetricsPart, one, type Sample } from "./metrics.ts";
 import type { NamesStats } from "./names.ts";
 
 /** Current numbers, all asked for once in each scrape. */
-export interface MetricsSources {
+export interface SocksSources {
   readonly socks: () => SocksTotals;
   readonly addresses: () => readonly AddressCounts[];
   /** null: this address is no longer in the pool. */
-  readonly health: (address: string) => EgressHealth | null;
+  readonly health: (address: string) => Pick<EgressHealth, "usable" | "listed"> | null;
   readonly denied: () => readonly RuleCount[];
   readonly names: () => NamesStats;
 }
 
 export interface EgressHealth {
+  /** absent: the host does not have it. failing: its dials get no answers, where the others' do. */
+  readonly state: "ok" | "absent" | "listed" | "failing";
   /** New connections may leave from it. */
   readonly usable: boolean;
   /** A DNSBL lists it. */
   readonly listed: boolean;
 }
 
-export type MetricsAddress = Pick<ListenAddress, "text" | "dualStack">;
-
-/** For a request to come, and again for its answer to go. */
-const REQUEST_MS = 5000;
-/** For an answer under way when its address is let go. */
-const LEAVE_MS = 1000;
-/** Longer than the usual scrape intervals, so that a scraper keeps its connection. */
-const KEEP_ALIVE_MS = 75_000;
-/** Per address; what comes beyond is closed at once. */
-const CONNECTIONS_MAX = 64;
-
-export class SocksMetrics {
-  readonly #log: Pick<Log, "error" | "warning">;
-  readonly #page: Page;
-  readonly #requestMs: number;
-  readonly #servers = new Map<string, http.Server>();
-  /** A socket that listens there already, for a server of ours to have; or null. */
-  readonly #passed: (address: MetricsAddress) => number | null;
-
-  constructor(
-    sources: MetricsSources, log: Pick<Log, "error" | "warning">,
-    passed: (address: MetricsAddress) => number | null = () => null, requestMs = REQUEST_MS,
-  ) {
-    this.#passed = passed;
-    this.#log = log;
-    this.#page = new Page(sources);
-    this.#requestMs = requestMs;
-  }
-
-  /** Where it listens really. */
-  get listening(): string[] {
-    return [...this.#servers.values()].map((server) => {
-      const bound = server.address();
-      if (bound === null || typeof bound === "string") return "-";
-      return endpointText(bound.address, bound.port);
-    });
-  }
-
-  /** All or nothing: listens on each, or answers what went wrong. */
-  listen(addresses: readonly MetricsAddress[]): Promise<string[]> {
-    return this.move(addresses);
-  }
-
-  /**
-   * Listens on these from now on: the sockets of addresses that stay are not touched, and others
-   * are let go when the new ones stand. When anything goes wrong, it is answered, and nothing has
-   * changed. Not to be called again before it has answered.
-   */
-  async move(addresses: readonly MetricsAddress[]): Promise<string[]> {
-    const wanted = new Map(addresses.map((address) => [keyOf(address), address]));
-    const leaving = [...this.#servers].filter(([key]) => !wanted.has(key));
-    const opened = new Map<string, http.Server>();
-    const wrong: string[] = [];
-    const inTheWay: MetricsAddress[] = [];
-    for (const [key, address] of wanted) {
-      if (this.#servers.has(key)) continue;
-      const server = await this.#open(address);
-      if (server instanceof http.Server) opened.set(key, server);
-      else if (server.code === "EADDRINUSE" && leaving.some(([, old]) => sharePort(old, address)))
-        inTheWay.push(address);
-      else wrong.push(textOf(address, server));
-    }
-    if (wrong.length === 0 && inTheWay.length > 0)
-      wrong.push(...(await this.#replace(leaving.map(([key]) => key), inTheWay, opened)));
-    if (wrong.length > 0) {
-      for (const server of opened.values()) void this.#leave(server);
-      return wrong;
-    }
-    for (const [key, server] of leaving) {
-      void this.#leave(server);
-      this.#servers.delete(key);
-    }
-    for (const [key, server] of opened) this.#servers.set(key, server);
-    return [];
-  }
-
-  /** Resolves when the answers under way have gone out, or have had their time. */
-  async close(): Promise<void> {
-    const servers = [...this.#servers.values()];
-    this.#servers.clear();
-    await Promise.all(servers.map((server) => this.#leave(server)));
-  }
-
-  /**
-   * One of our own sockets holds a port that a new one wants: 127.0.0.1:1081 becomes [::]:1081, or
-   * the other way round. Then the old one is closed a moment before; and opened again, if that has
-   * not helped.
-   */
-  async #replace(
-    keys: readonly string[], addresses: readonly MetricsAddress[], opened: Map<string, http.Server>,
-  ): Promise<string[]> {
-    const closed: MetricsAddress[] = [];
-    for (const key of keys) {
-      const server = this.#servers.get(key)!;
-      if (!addresses.some((address) => sharePort(server, address))) continue;
-      void this.#leave(server);
-      closed.push(addressOf(key));
-    }
-    const wrong: string[] = [];
-    for (const address of addresses) {
-      const server = await this.#open(address);
-      if (server instanceof http.Server) opened.set(keyOf(address), server);
-      else wrong.push(textOf(address, server));
-    }
-    if (wrong.length === 0) return [];
-    for (const server of opened.values()) void this.#leave(server);
-    for (const address of closed) {
-      const again = await this.#open(address);
-      if (again instanceof http.Server) this.#servers.set(keyOf(address), again);
-      else if (this.#servers.delete(keyOf(address))) wrong.push(textOf(address, again));
-    }
-    return wrong;
-  }
-
-  #open(address: MetricsAddress): Promise<http.Server | NodeJS.ErrnoException> {
-    const server = http.createServer(
-      {
-        requestTimeout: this.#requestMs,
-        connectionsCheckingInterval: this.#requestMs / 5,
-        keepAliveTimeout: KEEP_ALIVE_MS,
-      },
-      (request, response) => void this.#answer(server, request, response),
-    );
-    server.maxConnections = CONNECTIONS_MAX;
-    server.on("connect", (_request, socket: Socket) => {
-      socket.end("HTTP/1.1 405 Method Not Allowed\r\nallow: GET, HEAD\r\n\r\n");
-    });
-    const { host, port } = splitHostPort(address.text)!;
-    return new Promise((resolve) => {
-      server.once("error", (error: NodeJS.ErrnoException) => {
-        // A kernel without IPv6: all of its addresses are those of IPv4.
-        const noIpv6 = error.code === "EAFNOSUPPORT" && address.dualStack;
-        resolve(noIpv6 ? this.#open({ text: `0.0.0.0:${port}`, dualStack: false }) : error);
-      });
-      const fd = this.#passed(address);
-      const where = fd === null ? { host, port: Number(port), ipv6Only: !address.dualStack } : { fd };
-      server.listen(where, () => {
-        server.removeAllListeners("error");
-        // accept has failed, of fds or memory; it is tried again with the next connection.
-        server.on("error", ({ message }) => {
-          this.#log.warning("a scrape was not accepted", { error: message });
-        });
-        resolve(server);
-      });
-    });
-  }
-
-  /** Nobody is accepted from now on; who is being answered has a moment. */
-  #leave(server: http.Server): Promise<void> {
-    const deadline = setTimeout(() => server.closeAllConnections(), Math.min(LEAVE_MS, this.#requestMs));
-    return new Promise((resolve) => {
-      server.close(() => {
-        clearTimeout(deadline);
-        resolve();
-      });
-    });
-  }
-
-  async #answer(
-    server: http.Server, request: http.IncomingMessage, response: http.ServerResponse,
-  ): Promise<void> {
-    const { socket } = request;
-    const deadline = setTimeout(() => socket.destroy(), this.#requestMs);
-    response.on("close", () => {
-      clearTimeout(deadline);
-      if (!server.listening) socket.end(); // Its address has gone meanwhile.
-    });
-    if (request.method !== "GET" && request.method !== "HEAD") {
-      // Closed, for its body is not read.
-      response.writeHead(405, { allow: "GET, HEAD", "content-length": 0, connection: "close" }).end();
-      return;
-    }
-    try {
-      const { text, type } = await this.#page.render(request.headers.accept ?? "");
-      const bytes = Buffer.from(text);
-      response.writeHead(200, { "content-type": type, "content-length": bytes.length }).end(bytes);
-    } catch (error) {
-      this.#log.error("the metrics could not be read", { error: String(error) });
-      response.writeHead(500, { "content-length": 0 }).end();
-    }
-  }
-}
-
-/** The same text may be wanted dual-stack or not: another socket. */
-const keyOf = ({ text, dualStack }: MetricsAddress): string => `${dualStack ? "*" : ""}${text}`;
-
-const addressOf = (key: string): MetricsAddress =>
-  key.startsWith("*") ? { text: key.slice(1), dualStack: true } : { text: key, dualStack: false };
-
-const textOf = ({ text }: MetricsAddress, error: NodeJS.ErrnoException): string =>
-  `listen tcp ${text} for metrics: ${error.message}`;
-
-function sharePort(server: http.Server, { text }: MetricsAddress): boolean {
-  const bound = server.address();
-  return bound !== null && typeof bound !== "string" && text.endsWith(`:${bound.port}`);
-}
-
-// ---- the page
-
-interface Sample {
-  readonly labels: Readonly<Record<string, string>>;
-  readonly value: number;
-  readonly metricName?: string;
-}
-
 /** What the sources said when a scrape began. */
 interface Numbers {
   readonly socks: SocksTotals;
-  readonly addresses: readonly (AddressCounts & EgressHealth)[];
+  readonly addresses: readonly (AddressCounts & Pick<EgressHealth, "usable" | "listed">)[];
   readonly denied: readonly RuleCount[];
   readonly names: NamesStats;
 }
 
-/** One metric: to the registry what its own Counter, Gauge and Histogram are, but with no memory. */
-class Family {
-  /** The registry of OpenMetrics takes a counter's "_total" away, for there it is the samples'. */
-  name: string;
-  readonly type: "counter" | "gauge" | "histogram";
-  readonly #help: string;
-  readonly #samples: () => Sample[];
-
-  constructor(
-    type: "counter" | "gauge" | "histogram", name: string, help: string, samples: () => Sample[],
-  ) {
-    this.name = name;
-    this.type = type;
-    this.#help = help;
-    this.#samples = samples;
-  }
-
-  get(): Promise<object> {
-    const { name, type } = this;
-    return Promise.resolve({ name, type, help: this.#help, values: this.#samples() });
-  }
-}
-
-class Page {
-  readonly #sources: MetricsSources;
-  readonly #plain = new Registry();
-  readonly #open = new Registry<OpenMetricsContentType>();
+export class SocksMetrics implements MetricsPart {
+  readonly #sources: SocksSources;
   #numbers: Numbers | null = null;
 
-  constructor(sources: MetricsSources) {
+  constructor(sources: SocksSources) {
     this.#sources = sources;
-    this.#open.setContentType(Registry.OPENMETRICS_CONTENT_TYPE);
-    const numbers = (): Numbers => this.#numbers!;
-    for (const family of families(numbers, String)) register(this.#plain, family);
-    for (const family of families(numbers, floatText)) register(this.#open, family);
   }
 
-  /** In OpenMetrics if it is asked for, as usocksd did and Prometheus does. */
-  async render(accept: string): Promise<{ text: string; type: string }> {
+  read(): void {
     const { socks, addresses, health, denied, names } = this.#sources;
-    // Every family is asked before the first await in metrics(), so all see the same numbers.
     this.#numbers = {
       socks: socks(),
       addresses: addresses().map((counts) => ({ ...counts, ...(health(counts.address) ?? GONE) })),
       denied: denied(),
       names: names(),
     };
-    const registry = accept.includes("application/openmetrics-text") ? this.#open : this.#plain;
-    return { text: await registry.metrics(), type: registry.contentType };
+  }
+
+  families(boundText: (bound: number) => string): Family[] {
+    return families(() => this.#numbers!, boundText);
   }
 }
 
-const GONE: EgressHealth = { usable: false, listed: false };
-
-/** What the types do not say: a registry wants no more of a metric than its name and get(). */
-function register(registry: Pick<Registry, "registerMetric">, family: Family): void {
-  registry.registerMetric(family as unknown as Metric);
-}
-
-/** OpenMetrics writes bounds as floating-point numbers. */
-const floatText = (value: number): string => (Number.isInteger(value) ? `${value}.0` : `${value}`);
+const GONE: Pick<EgressHealth, "usable" | "listed"> = { usable: false, listed: false };
 
 const VERSIONS: readonly (readonly [SocksVersion, string])[] = [
   [4, "SOCKS4_4a"], [5, "SOCKS5"], [0, "unknown"],
@@ -335,7 +86,6 @@ const TYPES: readonly (readonly [AddressType, string])[] = [
 const RESULTS: readonly (readonly [boolean, string])[] = [[true, "ok"], [false, "failed"]];
 
 function families(numbers: () => Numbers, boundText: (bound: number) => string): Family[] {
-  const one = (value: number): Sample[] => [{ labels: {}, value }];
   const socks = (): SocksTotals => numbers().socks;
   const perAddress = (value: (address: Numbers["addresses"][number]) => number) => (): Sample[] =>
     numbers().addresses.map((address) => ({ labels: { address: address.address }, value: value(address) }));
@@ -435,18 +185,4 @@ function families(numbers: () => Numbers, boundText: (bound: number) => string):
       one(numbers().names.asking),
     ),
   ];
-}
-
-function histogramSamples(
-  name: string, labels: Readonly<Record<string, string>>, { bounds, counts, sum }: HistogramTotals,
-  boundText: (bound: number) => string,
-): Sample[] {
-  let count = 0;
-  const samples: Sample[] = [...bounds.map(boundText), "+Inf"].map((le, bucket) => {
-    count += counts[bucket]!;
-    return { labels: { ...labels, le }, value: count, metricName: `${name}_bucket` };
-  });
-  samples.push({ labels, value: sum, metricName: `${name}_sum` });
-  samples.push({ labels, value: count, metricName: `${name}_count` });
-  return samples;
 }

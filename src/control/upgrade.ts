@@ -39,6 +39,8 @@ interface Handover {
   readonly queues: readonly SynQueue[];
   /** The service manager's: they may be among those that listen. */
   readonly passed: readonly PassedSocket[];
+  /** Addresses of upstreams that an operator lets nobody be dialled at. */
+  readonly drained: readonly string[];
 }
 
 export interface Inherited {
@@ -47,6 +49,7 @@ export interface Inherited {
   readonly queues: readonly SynQueue[];
   readonly passed: readonly PassedSocket[];
   readonly engaged: boolean;
+  readonly drained: readonly string[];
   /** One of these is to be called once: connections are served... */
   ready(): void;
   /** ...or will not be, and this is why. */
@@ -56,8 +59,8 @@ export interface Inherited {
 /** What this process was started with; null: by itself. Throws if it is not what was promised. */
 export function inherited(text: string | null): Inherited | null {
   if (text === null) return null;
-  // An earlier version may say nothing of queues, of sockets that were passed to it, or of rules.
-  const { readyFd, listening, queues = [], passed = [], engaged = false } = JSON.parse(text) as Handover;
+  // An earlier version may say nothing of some of it.
+  const { readyFd, listening, queues = [], passed = [], engaged = false, drained = [] } = JSON.parse(text) as Handover;
   const theirs = new Set(passed.map(({ fd }) => fd));
   const say = (word: string): void => {
     try {
@@ -76,6 +79,7 @@ export function inherited(text: string | null): Inherited | null {
       fds: fds.filter((fd) => !theirs.has(fd)),
     })),
     passed,
+    drained,
     ready: () => say(READY),
     failed: (why) => say(why.join("; ").replaceAll("\n", " ")),
   };
@@ -86,7 +90,7 @@ export function inherited(text: string | null): Inherited | null {
  * what went wrong; then it has been ended.
  */
 export async function startSuccessor(
-  { listening, queues, passed, engaged }: Pick<Handover, "queues" | "passed" | "engaged"> & { readonly listening: readonly ListeningAddress[] },
+  { listening, queues, passed, engaged, drained }: Omit<Handover, "readyFd" | "listening"> & { readonly listening: readonly ListeningAddress[] },
   env: NodeJS.ProcessEnv,
 ): Promise<Outcome> {
   const all = [...listening.flatMap(({ fds }) => fds), ...queues.map(({ fd }) => fd), ...passed.map(({ fd }) => fd)];
@@ -104,6 +108,7 @@ export async function startSuccessor(
     })),
     queues: queues.map((queue) => ({ ...queue, fd: itsNumber(queue.fd) })),
     passed: passed.map(({ fd, name }) => ({ fd: itsNumber(fd), name })),
+    drained,
   };
   const child = spawn(process.execPath, [...process.execArgv, ...process.argv.slice(1)], {
     stdio: ["inherit", "inherit", "inherit", "pipe", ...sockets],

@@ -2,7 +2,7 @@
  * The upstreams of a configuration as workers need them: each name followed (resolver.ts), and which
  * listening socket leads to which.
  */
-import { addressText, socketAddress } from "../config/endpoint.ts";
+import { addressText, endpointText, socketAddress } from "../config/endpoint.ts";
 import type { Config, SocketAddress, Upstream } from "../config/config.ts";
 import type { Settings, UpstreamAddress, UpstreamSettings } from "../engine/route.ts";
 import type { UpstreamReader } from "../engine/upstream-counters.ts";
@@ -10,6 +10,7 @@ import type { Trust } from "../policy/cause.ts";
 import { addressOf } from "../policy/own.ts";
 import type { ListeningAddress } from "./listeners.ts";
 import type { Log } from "./log.ts";
+import type { UpstreamView } from "./readiness.ts";
 import { Resolver } from "./resolver.ts";
 
 /** Without a transparent proxy there is no upstream to follow. */
@@ -28,6 +29,7 @@ export class Upstreams {
   readonly #options: UpstreamsOptions;
   /** By host and port. */
   #resolvers: ReadonlyMap<string, Resolver> = new Map();
+  readonly #drained = new Set<string>();
 
   constructor(options: UpstreamsOptions) {
     this.#options = options;
@@ -60,8 +62,12 @@ export class Upstreams {
   /** `open`: the listening sockets there are. */
   settings(config: Config, open: readonly ListeningAddress[]): Pick<Settings, "upstream" | "relays"> {
     const slots = this.#slots(config);
-    const withSlot = (upstream: Proxy): UpstreamAddress[] =>
-      this.addressesOf(upstream).map(({ text, bytes }) => ({ bytes, slot: slots.get(text)!, drained: false }));
+    const withSlot = (upstream: Proxy): UpstreamAddress[] => {
+      const dialled = this.#dialledOf(upstream);
+      return this.addressesOf(upstream).map((address) => ({
+        bytes: address.bytes, slot: slots.get(address.text)!, drained: !dialled.includes(address),
+      }));
+    };
     const settingsOf = (upstream: Upstream, trust: Trust | null): UpstreamSettings => ({
       kind: upstream.kind,
       addresses: upstream.kind === "direct" ? [] : withSlot(upstream),
@@ -98,6 +104,50 @@ export class Upstreams {
     const texts = upstreamsOf(config).flatMap((upstream) => this.addressesOf(upstream)).map(({ text }) => text);
     const slots = this.#options.counters.slots(texts);
     return new Map(texts.map((text, i) => [text, slots[i]!]));
+  }
+
+  /** Addresses that an operator lets nobody be dialled at, until he says so or the process ends. */
+  get drained(): ReadonlySet<string> {
+    return this.#drained;
+  }
+
+  /** For a successor. */
+  adoptDrained(addresses: readonly string[]): void {
+    for (const address of addresses) this.#drained.add(address);
+  }
+
+  /** "unknown": no upstream has it. "last": its upstream has no other that may be dialled. */
+  setDrained(config: Config, address: string, drained: boolean): "done" | "unknown" | "last" {
+    const having = upstreamsOf(config).filter((upstream) => this.addressesOf(upstream).some(({ text }) => text === address));
+    if (having.length === 0) return "unknown";
+    if (drained && having.some((upstream) => this.#undrainedOf(upstream).every(({ text }) => text === address))) return "last";
+    if (drained) this.#drained.add(address);
+    else this.#drained.delete(address);
+    return "done";
+  }
+
+  /** Each upstream, and where it may be dialled. */
+  dialled(config: Config): UpstreamView[] {
+    return upstreamsOf(config).map((upstream) => ({ text: upstream.text, addresses: this.#dialledOf(upstream) }));
+  }
+
+  /** By address: how its upstream is written, and what it speaks. */
+  kinds(config: Config): ReadonlyMap<string, { readonly name: string; readonly kind: string }> {
+    return new Map(
+      upstreamsOf(config).flatMap((upstream) =>
+        this.addressesOf(upstream).map(({ text }) => [text, { name: endpointText(upstream.host, upstream.port), kind: upstream.kind }]),
+      ),
+    );
+  }
+
+  /** All of them, where each was drained under another name: better there than nowhere. */
+  #dialledOf(upstream: Proxy): readonly SocketAddress[] {
+    const undrained = this.#undrainedOf(upstream);
+    return undrained.length > 0 ? undrained : this.addressesOf(upstream);
+  }
+
+  #undrainedOf(upstream: Proxy): readonly SocketAddress[] {
+    return this.addressesOf(upstream).filter(({ text }) => !this.#drained.has(text));
   }
 
   /** A dial has failed: the names may have moved. */

@@ -74,6 +74,11 @@ export class Admission {
     return false;
   }
 
+  /** The worker wants to be woken. */
+  waits(worker: number): boolean {
+    return Atomics.load(this.#words, WORKERS + worker * 2) === 1;
+  }
+
   stopWaiting(worker: number): void {
     if (Atomics.exchange(this.#words, WORKERS + worker * 2, 0) === 1) {
       Atomics.sub(this.#words, WAITING, 1);

@@ -25,8 +25,12 @@ const NAMES = [
   "paired",
   /** Verdicts that the kernel would not take. */
   "unanswered",
+  /** Of main's, that have been obeyed. */
+  "orders",
   /** When the present turn began, in ms on the worker's clock. */
   "now",
+  /** What makes such a time one of the wall clock, in ms since the epoch. */
+  "clockOrigin",
   /** Rows of the tunnel table that have ever been used. */
   "rowsUsed",
 ] as const;
@@ -53,8 +57,13 @@ export const HEARD = AT.get("heard")!;
 export const UNHELD = AT.get("unheld")!;
 export const PAIRED = AT.get("paired")!;
 export const UNANSWERED = AT.get("unanswered")!;
+export const ORDERS = AT.get("orders")!;
 export const NOW = AT.get("now")!;
+export const CLOCK_ORIGIN = AT.get("clockOrigin")!;
 export const ROWS_USED = AT.get("rowsUsed")!;
+
+/** What the worker's thread is called: main finds under it what CPU time the thread has had. */
+export const threadName = (worker: number): string => `transplice-${worker}`;
 
 /** The row of one worker. */
 export function countersRow(shared: SharedArrayBuffer, worker: number): Float64Array {

@@ -118,6 +118,11 @@ export class EgressReader {
     return this.#rules.assign(rules);
   }
 
+  /** The addresses by slot. */
+  names(): ReadonlyMap<number, string> {
+    return this.#addresses.names();
+  }
+
   /** The configuration's addresses, and former ones which connections still leave from. */
   addresses(): AddressCounts[] {
     const counts: AddressCounts[] = [];

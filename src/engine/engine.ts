@@ -15,7 +15,7 @@ import type { Syn } from "../protocol/syn.ts";
 import { Admission } from "./admission.ts";
 import { assert } from "./assert.ts";
 import {
-  ACCEPTED, ACCEPT_ERRORS, BUFFERS_LENT, countersRow, endingAt, JOURNAL_DROPPED, NOW, PIPES_LENT,
+  ACCEPTED, ACCEPT_ERRORS, BUFFERS_LENT, CLOCK_ORIGIN, countersRow, endingAt, JOURNAL_DROPPED, NOW, PIPES_LENT,
   REFUSED_FULL, ROWS_USED, TUNNELS, TURNS,
 } from "./counters.ts";
 import { Egress } from "./egress.ts";
@@ -184,6 +184,7 @@ export class Engine {
     this.admission = new Admission(shared.admission, sys);
     this.counters = countersRow(shared.counters, worker);
     this.counters[NOW] = now;
+    this.counters[CLOCK_ORIGIN] = options.wallClock() - now;
     this.counters[ROWS_USED] = 0;
     this.meters = metersRow(shared.meters, worker);
     this.loops = new Loops(shared.loops, sys, this.owner);
@@ -331,6 +332,11 @@ export class Engine {
       if (listener.waiting) this.loop.enqueue(listener);
     }
     this.syns?.resume();
+  }
+
+  /** An operator wants this tunnel to end. The row may serve another by now. */
+  close(row: number, id: number): void {
+    this.#sessions[row / ROW_BYTES]?.close(id);
   }
 
   /** Ends every tunnel with a reset. */

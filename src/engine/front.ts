@@ -462,6 +462,8 @@ export class SocksFront {
       if (!judged.allowed) verdict ??= judged;
       return judged.allowed;
     });
+    // Whatever rules allow: nobody comes by us to our own listeners, of which one tells about connections.
+    if (allowed.some((bytes) => this.#isOwn(bytes))) return this.#deny(NOT_ALLOWED, ending("own-address"));
     if (allowed.length === 0) {
       if (verdict === null) return this.#deny(HOST_UNREACHABLE, ending("name-not-found"));
       if (this.name !== "") this.#writeDestination(addresses[0]!);
@@ -470,6 +472,12 @@ export class SocksFront {
     this.candidates = allowed;
     this.#phase = READY;
     return "ready";
+  }
+
+  #isOwn(bytes: Uint8Array): boolean {
+    const { scratch, own } = this.#engine;
+    writeSockaddr(bytes, this.port, scratch.bytes, 0);
+    return own.isListener(scratch.bytes, 0);
   }
 
   #forbid({ rule }: Verdict): Outcome {

@@ -301,6 +301,11 @@ export class Session implements Task, Waiter, FrontHost {
     return this.#askedMs;
   }
 
+  /** An operator says so, of the tunnel with this id. */
+  close(id: number): void {
+    if (this.#phase !== OVER && this.#id === id) this.#end(ending("closed"));
+  }
+
   /** The worker drains no longer. */
   cut(): void {
     if (this.#phase !== OVER) this.#end(ending("drain"));

@@ -45,6 +45,11 @@ export class Slots {
     });
   }
 
+  /** Whose each number is. */
+  names(): Map<number, string> {
+    return new Map([...this.all()].map(({ name, slot }) => [slot, name]));
+  }
+
   *all(): Generator<{ name: string; slot: number; current: boolean }> {
     for (const [name, slot] of this.#numbers) yield { name, slot, current: this.#current.has(name) };
     yield { name: OTHERS, slot: this.#slots, current: this.#crowded };

@@ -80,10 +80,9 @@ export class UpstreamReader {
     return this.#slots.assign(addresses);
   }
 
-  /** Whose slot it is; null: nobody's. */
-  address(slot: number): string | null {
-    for (const { name, slot: known } of this.#slots.all()) if (known === slot) return name;
-    return null;
+  /** By slot. */
+  names(): ReadonlyMap<number, string> {
+    return this.#slots.names();
   }
 
   /** The upstream's addresses, and former ones to which connections still stand. */

@@ -61,6 +61,7 @@ test("the smallest file has all defaults", () => {
       backend: "auto", manage: false, onFailure: "open", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
       excludeUsers: [], excludeCgroups: [], serviceUser: "transplice", tproxyMark: 0x1082, tproxyTable: 1082,
     },
+    admin: null,
     log: { filename: null, level: "info", format: "plain" },
   });
 });
@@ -222,7 +223,7 @@ const BAD: readonly [string, ...string[]][] = [
   // Tables where they do not belong, and none where one does.
   ["[timeout]\nidle = 1\ndial = 2", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
   ["[[timeout]]\n[[timeout]]\n[Timeout]", "t.toml:2: [timeout]: is not a table of this file; did you mean [timeouts]?"],
-  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [connect], [incoming], [outgoing], [firewall], [log], [users], [[rules]], [[relays]]"],
+  ["[frobnicate]", "t.toml:2: [frobnicate]: is not a table of this file; tables are [timeouts], [tcp], [limits], [upstream], [connect], [incoming], [outgoing], [firewall], [admin], [log], [users], [[rules]], [[relays]]"],
   ["[log.level]", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["[log.level.x]\ny = 1", 't.toml:2: log.level: found a table; allowed: "critical", "error", "warning", "info" or "debug"'],
   ["mode.x = 1", 't.toml:2: mode: found a table; allowed: "redirect" or "tproxy"'],

@@ -4,11 +4,13 @@ import { spawnSync } from "node:child_process";
 import http from "node:http";
 import net from "node:net";
 import { test, type TestContext } from "node:test";
-import { type MetricsAddress, type MetricsSources, SocksMetrics } from "../../src/control/socks-metrics.ts";
+import { type HttpAddress, HttpServers } from "../../src/control/http-server.ts";
+import { MetricsPage } from "../../src/control/metrics.ts";
+import { SocksMetrics, type SocksSources } from "../../src/control/socks-metrics.ts";
 import { EgressCounters, EgressReader, egressCountersBytes } from "../../src/engine/egress-counters.ts";
 import { SocksCounters, socksCountersBytes, SocksTotals, STATUS } from "../../src/engine/socks-counters.ts";
 
-const LOOPBACK: MetricsAddress = { text: "127.0.0.1:0", dualStack: false };
+const LOOPBACK: HttpAddress = { text: "127.0.0.1:0", dualStack: false };
 
 /** A server over numbers that the test writes, and what it has logged. */
 class World {
@@ -19,7 +21,7 @@ class World {
   readonly egress = [new EgressCounters(this.#egress, 0), new EgressCounters(this.#egress, 1)] as const;
   readonly health = new Map<string, { usable: boolean; listed: boolean }>();
   readonly told: string[] = [];
-  readonly sources: { -readonly [name in keyof MetricsSources]: MetricsSources[name] } = {
+  readonly sources: { -readonly [name in keyof SocksSources]: SocksSources[name] } = {
     socks: () => new SocksTotals(this.#socks),
     addresses: () => this.reader.addresses(),
     health: (address) => this.health.get(address) ?? null,
@@ -29,22 +31,26 @@ class World {
       timeouts: 99,
     }),
   };
-  readonly metrics: SocksMetrics;
+  readonly metrics: HttpServers;
 
   constructor(context: TestContext, requestMs = 5000) {
     const log = (level: string) => (message: string, fields?: object) =>
       void this.told.push(`${level}: ${message} ${JSON.stringify(fields)}`);
     const sources = Object.fromEntries(
       Object.keys(this.sources).map((name) => [
-        name, (...args: never[]) => (this.sources[name as keyof MetricsSources] as (...args: never[]) => unknown)(...args),
+        name, (...args: never[]) => (this.sources[name as keyof SocksSources] as (...args: never[]) => unknown)(...args),
       ]),
-    ) as unknown as MetricsSources;
-    this.metrics = new SocksMetrics(sources, { error: log("error"), warning: log("warning") }, undefined, requestMs);
+    ) as unknown as SocksSources;
+    const page = new MetricsPage([new SocksMetrics(sources)]);
+    this.metrics = new HttpServers({
+      purpose: "metrics", log: { error: log("error"), warning: log("warning") }, methods: "GET, HEAD", requestMs,
+      answer: (request, response) => page.answer(request, response),
+    });
     context.after(() => this.metrics.close());
   }
 
-  async listen(...addresses: MetricsAddress[]): Promise<number> {
-    assert.deepEqual(await this.metrics.listen(addresses.length === 0 ? [LOOPBACK] : addresses), []);
+  async listen(...addresses: HttpAddress[]): Promise<number> {
+    assert.deepEqual(await this.metrics.move(addresses.length === 0 ? [LOOPBACK] : addresses), []);
     return portOf(this.metrics.listening[0]!);
   }
 
@@ -333,7 +339,7 @@ test("a source that throws is an answer of 500, and the next scrape is served", 
     throw new Error("no numbers");
   };
   assert.equal((await ask(port)).status, 500);
-  assert.deepEqual(world.told, ['error: the metrics could not be read {"error":"Error: no numbers"}']);
+  assert.deepEqual(world.told, ['error: a request for metrics could not be answered {"error":"Error: no numbers"}']);
   world.sources.socks = socks;
   assert.equal((await ask(port)).status, 200);
 });
@@ -376,8 +382,8 @@ test("a scraper keeps its connection", async (context) => {
 test("an address that stays keeps its socket: no scrape fails while others come and go", async (context) => {
   const world = new World(context);
   const probe = await free();
-  const stays: MetricsAddress = { text: `127.0.0.1:${probe}`, dualStack: false };
-  const other: MetricsAddress = { text: "127.0.0.2:0", dualStack: false };
+  const stays: HttpAddress = { text: `127.0.0.1:${probe}`, dualStack: false };
+  const other: HttpAddress = { text: "127.0.0.2:0", dualStack: false };
   await world.listen(stays);
   let over = false;
   let scrapes = 0;
@@ -437,9 +443,9 @@ test("what cannot be listened on is said, and nothing has changed", async (conte
 test("from one address to all and back, on the same port", async (context) => {
   const world = new World(context);
   const port = await free();
-  const one: MetricsAddress = { text: `127.0.0.1:${port}`, dualStack: false };
-  const all: MetricsAddress = { text: `0.0.0.0:${port}`, dualStack: false };
-  const away: MetricsAddress = { text: "192.0.2.1:1081", dualStack: false };
+  const one: HttpAddress = { text: `127.0.0.1:${port}`, dualStack: false };
+  const all: HttpAddress = { text: `0.0.0.0:${port}`, dualStack: false };
+  const away: HttpAddress = { text: "192.0.2.1:1081", dualStack: false };
   await world.listen(one);
   for (let i = 0; i < 3; i++) {
     assert.deepEqual(await world.metrics.move([all]), []);
@@ -464,7 +470,7 @@ test("from one address to all and back, on the same port", async (context) => {
 test("dual-stack takes both families, and a literal its own", async (context) => {
   const world = new World(context);
   const port = await free();
-  const [wrong] = await world.metrics.listen([{ text: `[::]:${port}`, dualStack: true }]);
+  const [wrong] = await world.metrics.move([{ text: `[::]:${port}`, dualStack: true }]);
   if (wrong !== undefined) {
     context.skip(`no IPv6 here: ${wrong}`);
     return;
