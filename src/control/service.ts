@@ -46,6 +46,8 @@ const OBSERVED_AGAIN_MS = 50;
 const OBSERVED_ATTEMPTS = 100;
 /** What a thread of Node opens for itself, and our epoll and eventfd. */
 const FDS_PER_WORKER = 6;
+/** What it opens besides, the first time that it needs it, where SYNs are held. */
+const FDS_PER_HOLDER = 3;
 /** The kernel tells of addresses that change; of a network that is routed to lo it does not. */
 const ROUTES_TICKS = 10;
 /** After the workers were told to cut, they have no reason to stay. */
@@ -165,7 +167,7 @@ export class Service {
     const wrong = inherited === null ? await this.#observatory.move(config) : [];
     if (wrong.length > 0) return wrong;
     await this.#upstreams.follow(config);
-    const plan = budget(this.#nofile, openFds() + workers * FDS_PER_WORKER, this.#pipesOf(config));
+    const plan = budget(this.#nofile, openFds() + fdsOf(workers, config), this.#pipesOf(config));
     if (plan === null) return [this.#tooFewFds(workers)];
     this.#limits = {
       ...DEFAULTS,
@@ -179,7 +181,7 @@ export class Service {
       return [`a worker died at its start; ${this.#tooFewFds(workers)}`];
     }
     // Now that every thread has opened what it needs, it is known what is left.
-    this.#baseFds = openFds() - workers * FDS_PER_WORKER;
+    this.#baseFds = openFds() - fdsOf(workers, config);
     if (!this.#setTunnelsMax(config)) return [this.#tooFewFds(workers)];
     // Inherited, and not in the configuration any more: the process before takes what stands there.
     for (const gone of this.#listeners.obsolete(config)) this.#listeners.close(gone);
@@ -473,7 +475,7 @@ export class Service {
   #setTunnelsMax(config: Config): boolean {
     const { maxConnections } = config;
     const workers = this.#workersOf(config);
-    const used = this.#baseFds + workers * FDS_PER_WORKER;
+    const used = this.#baseFds + fdsOf(workers, config);
     const plan = budget(this.#nofile, used, this.#limits.pipes * workers);
     const carried = Math.min(plan?.tunnels ?? 0, this.#limits.tunnels);
     if (carried === 0) return false;
@@ -511,6 +513,9 @@ export class Service {
     return `the limit of open files is ${this.#nofile}, too few for ${workers} workers; raise it (ulimit -n, LimitNOFILE=), or set fewer workers`;
   }
 }
+
+const fdsOf = (workers: number, { connect }: Config): number =>
+  workers * (FDS_PER_WORKER + (connect.truthful === null ? 0 : FDS_PER_HOLDER));
 
 /** For the log: what it does. */
 function describe({ upstream, relays, mode, egress }: Config): Record<string, string> {

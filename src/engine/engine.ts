@@ -4,7 +4,7 @@
  */
 import {
   EAGAIN, EBADF, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPOLLET, EPOLLIN,
-  SOCK_CLOEXEC, SOCK_NONBLOCK, ENOTSOCK, SOL_SOCKET, SO_OOBINLINE,
+  SOCK_CLOEXEC, SOCK_NONBLOCK, ENOTSOCK, SOCKADDR_SIZE, SOL_SOCKET, SO_OOBINLINE,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import { OwnAddresses } from "../policy/own.ts";
@@ -481,6 +481,8 @@ class Listener implements Source, Task, Waiter {
   readonly #role: Role;
   #readable = false;
   #closed = false;
+  /** Accepted at the limit, while others behind them had to be; they are the next to be served. */
+  readonly #parked: { readonly fd: number; readonly peer: Uint8Array }[] = [];
   /** accept4 found no fd or memory, or the table is full: a tunnel's end may change that. */
   shortOfFds = false;
   queued = false;
@@ -495,11 +497,15 @@ class Listener implements Source, Task, Waiter {
   }
 
   get waiting(): boolean {
-    return this.#readable;
+    return this.#readable || this.#parked.length > 0;
   }
 
   close(): void {
     this.#closed = true;
+    for (const { fd } of this.#parked.splice(0)) {
+      this.#engine.ledger.disown(fd);
+      this.#reset(fd);
+    }
   }
 
   mark(): Task {
@@ -518,16 +524,23 @@ class Listener implements Source, Task, Waiter {
     const { sys, admission, rows } = engine;
     this.shortOfFds = false;
     for (let left = engine.limits.acceptsPerTurn; left > 0; left--) {
-      if (!this.#readable || this.#closed) return false;
+      if (!this.waiting || this.#closed) return false;
       const session = engine.spareSession();
       if (session === null || !engine.enter()) {
-        if (engine.settings.whenFull === "reset" || this.#awaited) {
-          if (this.#refuse()) continue;
+        const reset = engine.settings.whenFull === "reset";
+        if (this.#readable && (reset || this.#mayPark)) {
+          if (this.#acceptAtLimit(reset)) continue;
           return false;
         }
         if (session === null) this.shortOfFds = true;
         else if (!admission.wait(engine.worker)) continue;
         return false;
+      }
+      const parked = this.#parked.shift();
+      if (parked !== undefined) {
+        rows.bytes.set(parked.peer, session.row);
+        engine.begin(session, parked.fd, this.#fd, this.#role);
+        continue;
       }
       const fd = sys.accept4(this.#fd, rows, session.row, SOCK_NONBLOCK | SOCK_CLOEXEC);
       if (fd >= 0 && !this.#pairs(fd)) engine.begin(session, fd, this.#fd, this.#role);
@@ -541,32 +554,44 @@ class Listener implements Source, Task, Waiter {
     return true;
   }
 
-  /** Sessions that have their place already wait for connections of the backlog. */
-  get #awaited(): boolean {
+  /**
+   * Sessions that have their place, and one of their two fds, wait for connections that may stand
+   * behind the next one of the backlog. With as many parked as there are such, the next may still be one.
+   */
+  get #mayPark(): boolean {
     const { syns } = this.#engine;
-    return syns !== null && syns.granted > 0 && this.#role === "transparent";
+    if (syns === null || syns.granted === 0 || this.#role !== "transparent") return false;
+    return this.#parked.length <= syns.granted;
   }
 
   /** It is a session's that waits for it. */
   #pairs(fd: number): boolean {
-    return this.#awaited && this.#engine.syns!.pair(fd);
+    const { syns } = this.#engine;
+    return syns !== null && this.#role === "transparent" && syns.pair(fd);
   }
 
-  /**
-   * At the limit, and resets are wanted, or somebody behind this one has a session that waits: one
-   * connection of the backlog. False: stop for now.
-   */
-  #refuse(): boolean {
-    const { sys, scratch, counters } = this.#engine;
+  /** One connection of the backlog, which is a session's that waits; or is parked, or reset. False: stop for now. */
+  #acceptAtLimit(reset: boolean): boolean {
+    const { sys, scratch, counters, ledger, owner } = this.#engine;
     const fd = sys.accept4(this.#fd, scratch, 0, SOCK_NONBLOCK | SOCK_CLOEXEC);
-    if (fd >= 0 && this.#pairs(fd)) return true;
-    if (fd >= 0) {
-      sys.setLinger(fd, true, 0);
-      sys.close(fd);
-      counters[REFUSED_FULL]!++;
-    } else if (fd === -EAGAIN) this.#readable = false;
-    else if (this.#failed(-fd)) return false;
+    if (fd === -EAGAIN) this.#readable = false;
+    else if (fd < 0) return !this.#failed(-fd);
+    else {
+      const peer = scratch.bytes.slice(0, SOCKADDR_SIZE);
+      if (this.#pairs(fd)) return true;
+      if (!reset && ledger.own(fd, owner)) this.#parked.push({ fd, peer });
+      else {
+        this.#reset(fd);
+        counters[REFUSED_FULL]!++;
+      }
+    }
     return true;
+  }
+
+  #reset(fd: number): void {
+    const { sys } = this.#engine;
+    sys.setLinger(fd, true, 0);
+    sys.close(fd);
   }
 
   /** accept(2): most errors are those of the one connection. True if it is no use to go on. */

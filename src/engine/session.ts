@@ -1002,16 +1002,17 @@ export class Session implements Task, Waiter, FrontHost {
     if (this.#syn !== NO_SYN && dialling && this.#engine.syns!.lane(this.#syn) === lane) this.#end(ending("drain"));
   }
 
-  /** The connection that was asked for is made, and this is it. */
+  /** The connection that was asked for is made, and this is it; before its time, if a copy went by. */
   accepted(fd: number): void {
     const { ledger, owner, loop, syns } = this.#engine;
-    assert(this.#phase === GRANTED, "only who was granted is accepted");
-    syns!.forget(this.#syn);
+    const granted = this.#phase === GRANTED;
+    if (granted) syns!.forget(this.#syn);
+    else syns!.ignore(this.#syn);
     this.#syn = NO_SYN;
     this.client.reset(fd);
     const result = ledger.own(fd, owner) ? this.client.watch(false) : -EMFILE;
     if (result < 0) return this.#end(ending("resources", -result));
-    this.#beginRelay();
+    if (granted) this.#beginRelay();
     // What the server has said meanwhile has no event of its own any more.
     loop.enqueue(this);
   }

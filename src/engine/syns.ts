@@ -85,6 +85,11 @@ export class Syns implements Task {
   }
 
 
+  /** SYNs whose sessions wait, for their upstream or for their client. */
+  get size(): number {
+    return this.#table.size;
+  }
+
   configure(settings: TruthfulSettings | null): void {
     if (settings !== null) this.#settings = settings;
   }
@@ -230,9 +235,10 @@ export class Syns implements Task {
 
   /** A connection was accepted: true if it is a session's that waits for it. */
   pair(fd: number): boolean {
-    if (this.granted === 0) return false;
+    if (this.#early.length > 0) this.#answerEarly();
+    if (this.#table.size === 0) return false;
     const slot = this.#slotOf(fd);
-    if (slot < 0 || this.#table.state(slot) !== GRANTED) return false;
+    if (slot < 0) return false;
     this.#engine.counters[PAIRED]!++;
     this.#engine.sessionOf(this.#table.row(slot)).accepted(fd);
     return true;

@@ -250,6 +250,29 @@ scenario("root starts it, and it becomes its user with what it needs", async (st
   assert.equal(upstream.requests.length, 2);
 });
 
+scenario("every place is taken: who has one is paired past those who wait, and they are served in their turn", async (stage) => {
+  const { upstream } = await setting(stage, { delayMs: ({ port }) => (port === 80 ? 1500 : 0) }, { max_connections: 4 });
+  // Half of the places is for held ones.
+  const held = [client(stage), client(stage)];
+  await sleep(300);
+  // Three at once for two places: all go on unheld, and one waits in front of those that are dialled for.
+  const answered: Peer[] = [];
+  const others = Array.from({ length: 3 }, async () => {
+    const peer = (await client(stage, 82)).write("ping");
+    assert.equal(String(await peer.read(4, 20_000)), "ping");
+    answered.push(peer);
+  });
+  for (const peer of await Promise.all(held)) {
+    peer.write("ping");
+    assert.equal(String(await peer.read(4, 3000)), "ping");
+  }
+  assert.equal(answered.length, 2, "every place is taken");
+  assert.equal(upstream.requests.length, 4);
+  answered[0]!.finish();
+  await Promise.all(others);
+  assert.equal(upstream.requests.length, 5, "and each was dialled for once");
+});
+
 scenario("more SYNs than a queue has room for: those that find none are accepted as without the mode", async (stage) => {
   const { relay } = await setting(stage, { refuse: REFUSED });
   relay.process.signal("SIGSTOP");

@@ -30,7 +30,7 @@ export interface Script {
   /** The SOCKS5 reply code or HTTP status instead of success; 0: this one succeeds. */
   refuse?: number | ((request: Request) => number);
   /** The reply comes so much later. */
-  delayMs?: number;
+  delayMs?: number | ((request: Request) => number);
   /** The status of success (HTTP). */
   status?: string;
   /** Sent in one segment with the reply that grants. */
@@ -102,8 +102,9 @@ export class Upstream {
     this.requests.push(request);
     script.heard?.(request);
     if (script.silentAt === "request") return this.#fallSilent(peer);
-    if (script.delayMs !== undefined) await sleep(script.delayMs);
-    const { refuse = 0 } = script;
+    const { refuse = 0, delayMs = 0 } = script;
+    const lateMs = typeof delayMs === "number" ? delayMs : delayMs(request);
+    if (lateMs > 0) await sleep(lateMs);
     const refusal = typeof refuse === "number" ? refuse : refuse(request);
     if (refusal !== 0) {
       peer.finish(this.#reply(refusal));

@@ -16,10 +16,12 @@ import {
   F_GETPIPE_SZ, F_SETPIPE_SZ, IP_FREEBIND, IP_TRANSPARENT, IPPROTO_TCP, IPV6_TRANSPARENT, MSG_OOB,
   MSG_PEEK, MSG_TRUNC, NETLINK_SOCK_DIAG, NLM_F_REQUEST, NLMSG_ERROR, O_NONBLOCK, SHUT_RD, SHUT_WR,
   SIOCOUTQ, SO_ERROR, SO_OOBINLINE, SO_ORIGINAL_DST, SO_REUSEPORT, SOCK_DIAG_BY_FAMILY,
-  SOCK_NONBLOCK, SOL_IP, SOL_IPV6, SOL_SOCKET, TCP_FIN_WAIT2,
+  SOCK_NONBLOCK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_SAVED_SYN, TCP_FIN_WAIT2,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
+import { SOCK_RAW } from "../../native-bindings/nfnetlink-queue.ts";
 import { Random } from "./random.ts";
+import type { SynGate } from "./syn-gate.ts";
 import { type Address, nameOf, Network, type NetworkOptions, Tcp } from "./tcp.ts";
 
 export interface KernelOptions extends NetworkOptions {
@@ -73,7 +75,7 @@ const FIRST_FD = 3;
 /** So many calls on end without any effect are a loop that eats the CPU. */
 const IDLE_CALLS_MAX = 10_000;
 
-type File = SocketFile | PipeEnd | EventFile | EpollFile | DiagFile;
+type File = SocketFile | PipeEnd | EventFile | EpollFile | DiagFile | QueueFile | RawFile;
 
 interface SocketFile {
   readonly kind: "socket";
@@ -108,6 +110,19 @@ interface EventFile {
 interface DiagFile {
   readonly kind: "sock_diag";
   answer: Uint8Array | null;
+  readonly watches: Watch[];
+}
+
+/** A netlink socket that reads a queue of SYNs. */
+interface QueueFile {
+  readonly kind: "queue";
+  readonly gate: SynGate;
+  readonly watches: Watch[];
+}
+
+/** A raw socket: sends whole packets. */
+interface RawFile {
+  readonly kind: "raw";
   readonly watches: Watch[];
 }
 
@@ -186,6 +201,13 @@ export class SimulatedKernel implements Syscalls {
     this.network.advance(this.network.nowUs + us);
   }
 
+  /** Opened by whoever owns it, which is not the program. */
+  openQueue(gate: SynGate): number {
+    const file: QueueFile = { kind: "queue", gate, watches: [] };
+    gate.onReadable = () => this.#wake(file, EPOLLIN);
+    return this.#open(file);
+  }
+
   // The fd table.
 
   #enter(): void {
@@ -259,6 +281,8 @@ export class SimulatedKernel implements Syscalls {
         break;
       case "eventfd":
       case "sock_diag":
+      case "queue":
+      case "raw":
         break;
     }
     return this.#effect(0);
@@ -276,9 +300,10 @@ export class SimulatedKernel implements Syscalls {
     if ((type & SOCK_NONBLOCK) === 0) fail("a blocking socket");
     const fault = this.#fault("socket", [EMFILE, ENFILE, ENOBUFS, ENOMEM]);
     if (fault < 0) return fault;
+    if ((type & SOCK_RAW) === SOCK_RAW && domain !== AF_NETLINK) return this.#open({ kind: "raw", watches: [] });
     if (domain === AF_NETLINK) {
-      if (protocol !== NETLINK_SOCK_DIAG) fail(`netlink ${protocol} is not simulated`);
-      if (!this.options.sockDiag) return -EPROTONOSUPPORT;
+      // It has no conntrack to be asked.
+      if (protocol !== NETLINK_SOCK_DIAG || !this.options.sockDiag) return -EPROTONOSUPPORT;
       return this.#open({ kind: "sock_diag", answer: null, watches: [] });
     }
     return this.#open(this.#makeSocket(new Tcp(this.network), domain, new Map(), false));
@@ -380,6 +405,7 @@ export class SimulatedKernel implements Syscalls {
 
   setsockopt(fd: number, level: number, name: number, value: number): Result {
     this.#enter();
+    if (this.#file(fd).kind === "raw") return this.#effect(0);
     const { tcp, options } = this.#socket(fd);
     const fault = this.#fault("setsockopt", [ENOMEM, ENOBUFS]);
     if (fault < 0) return fault;
@@ -403,6 +429,15 @@ export class SimulatedKernel implements Syscalls {
     if (level === SOL_SOCKET && name === SO_ERROR) {
       if (length < 4) return -EINVAL;
       into.view.setInt32(at, tcp.takeError(), true);
+      return 0;
+    }
+    if (level === SOL_TCP && name === TCP_SAVED_SYN) {
+      if (tcp.syn !== null) {
+        into.bytes.set(tcp.syn.subarray(0, length), at);
+        // A redirect may have changed its port.
+        if (this.random.chance(0.3)) into.bytes[at + (tcp.syn[0] === 0x45 ? 20 : 40)]! ^= 1;
+      }
+      tcp.syn = null;
       return 0;
     }
     if (name === SO_ORIGINAL_DST && (level === SOL_IP || level === SOL_IPV6)) {
@@ -445,6 +480,10 @@ export class SimulatedKernel implements Syscalls {
       into.bytes.set(answer.subarray(0, length), at);
       return this.#effect(Math.min(answer.length, length));
     }
+    if (file.kind === "queue") {
+      const got = file.gate.read(into, at);
+      return got < 0 ? got : this.#effect(got);
+    }
     const { tcp } = this.#socket(fd);
     const discard = (flags & MSG_TRUNC) !== 0;
     if (length <= 0) fail("recv() of nothing answers 0, like an end");
@@ -474,8 +513,13 @@ export class SimulatedKernel implements Syscalls {
     return true;
   }
 
-  sendto(): Result {
-    fail("nobody sends without a connection here");
+  sendto(fd: number, from: Memory, at: number, length: number): Result {
+    this.#enter();
+    if (this.#file(fd).kind !== "raw") fail("nobody sends without a connection here");
+    const fault = this.#fault("sendto", [ENOBUFS, EPERM]);
+    if (fault < 0) return fault;
+    for (const file of this.#files) if (file?.kind === "queue") file.gate.sent(from.bytes.slice(at, at + length));
+    return this.#effect(length);
   }
 
   send(fd: number, from: Memory, at: number, length: number, flags: number): Result {
@@ -483,6 +527,10 @@ export class SimulatedKernel implements Syscalls {
     const file = this.#file(fd);
     if (file.kind === "sock_diag") {
       file.answer = this.#diagnose(from.bytes.slice(at, at + length));
+      return this.#effect(length);
+    }
+    if (file.kind === "queue") {
+      file.gate.verdict(from, at);
       return this.#effect(length);
     }
     const { tcp } = this.#socket(fd);
@@ -788,6 +836,10 @@ export class SimulatedKernel implements Syscalls {
         );
       case "epoll":
         return file.ready.length > 0 ? EPOLLIN : 0;
+      case "queue":
+        return file.gate.readable ? EPOLLIN : 0;
+      case "raw":
+        return EPOLLOUT;
       case "sock_diag":
         return (file.answer === null ? 0 : EPOLLIN) | EPOLLOUT;
     }

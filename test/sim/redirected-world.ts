@@ -13,6 +13,7 @@ import type { Settings } from "../../src/engine/route.ts";
 import type { Role } from "../../src/engine/session.ts";
 import { exactly } from "../../src/policy/network.ts";
 import { Application, drawConversation, type Login, ProxyFront, type Script } from "./peers.ts";
+import { SynGate } from "./syn-gate.ts";
 import { type Address, nameOf, type Route, Tcp } from "./tcp.ts";
 import {
   describeEnd, type Ended, type Fate, ipv6, LATE_MS, PATIENCE, sockaddr, World,
@@ -39,6 +40,8 @@ const CLIENTS = [Uint8Array.of(10, 0, 0, 1), new Uint8Array(16).fill(1)];
 
 /** So often the kernel is asked whether a client is gone that has said FIN. */
 const LOOK_MS = 1000;
+/** So long a granted tunnel waits for its client. */
+const PAIR_MS = 5000;
 
 /** Endings of tunnels whose client and server never met, though each was there for a while. */
 const NEVER_RELAYED: readonly string[] = [
@@ -70,6 +73,12 @@ export class RedirectedWorld extends World {
     const addresses = this.#drawUpstreams(kind === "direct" ? 0 : random.between(1, 3), calm);
     const fromHere = random.chance(0.7);
     this.#watched = fromHere && calm && this.kernel.options.sockDiag;
+    if (this.holds) {
+      const { network } = this.kernel;
+      this.gate = new SynGate(network, random, {
+        failOpenChance: random.pick([0, 0.1, 0.5]), forgetChance: random.pick([0, 0.1]), copyChance: random.pick([0, 0.3]),
+      });
+    }
     this.#mayFail = !calm || (this.scarce && kind !== "direct");
     this.settings = {
       transparent: true,
@@ -81,7 +90,7 @@ export class RedirectedWorld extends World {
         trust: random.pick([PRESETS.standard, PRESETS.transplice]),
         disclosed: "off", forwards: false,
       },
-      truthful: null,
+      truthful: this.gate === null ? null : { answer: "raw", timeoutAs: "host-unreachable", lanes: 1, markShift: 16 },
       unknownAs: "host-unreachable",
       relays: [],
       mark: random.pick([null, 7]),
@@ -133,7 +142,10 @@ export class RedirectedWorld extends World {
   ended(record: Ended): void {
     const tunnel = this.#find(record.destination);
     if (tunnel === undefined || tunnel.kind !== "redirected") return;
-    assert.equal(tunnel.record, null, "a tunnel ended twice");
+    // For want of resources a SYN is let go, and dialled for again once it is accepted.
+    if (!this.#mayBeginAgain || ![...NEVER_RELAYED, "drain"].includes(tunnel.record?.reason ?? "")) {
+      assert.equal(tunnel.record, null, "a tunnel ended twice");
+    }
     tunnel.record = record;
   }
 
@@ -150,6 +162,12 @@ export class RedirectedWorld extends World {
         throw new Error(`${(error as Error).message}\n${describe(tunnel)}`, { cause: error });
       }
     }
+  }
+
+  get #mayBeginAgain(): boolean {
+    // At the limit nothing is read: its connection, or its SYN when it comes again, may stand behind
+    // others for so long that its tunnel is given up.
+    return this.gate !== null && (!this.calm || this.tunnelsMax < this.limits.tunnels);
   }
 
   // The verdict on one tunnel.
@@ -170,7 +188,8 @@ export class RedirectedWorld extends World {
     }
     assert.equal(kind, "redirected", "a connection was served that should have been refused");
     assert(record !== null, "no word of the tunnel's end");
-    if (NEVER_RELAYED.includes(record.reason)) {
+    const letGo = this.gate !== null && record.reason === "drain" && record.bytesUp + record.bytesDown === 0;
+    if (letGo || NEVER_RELAYED.includes(record.reason)) {
       const why = record.reason === "client-left" ? client : server;
       const gone = why.left || why.tcp.hasReset;
       assert(gone || this.#mayFail, "the tunnel's end was put on someone who was there");
@@ -195,7 +214,9 @@ export class RedirectedWorld extends World {
     }
     const relay = client.tcp.peer;
     if (relay === null || !NEVER_RELAYED.includes(reason)) return;
-    const wentOn = (sinceUs: number): number => endedMs - Math.max(beganMs, sinceUs / 1000);
+    // Of one who leaves before he is accepted nothing is known.
+    const patienceMs = this.gate === null ? 0 : PAIR_MS;
+    const wentOn = (sinceUs: number): number => endedMs - Math.max(beganMs, sinceUs / 1000) - patienceMs;
     if (relay.wasReset) {
       const ms = wentOn(relay.resetAtUs);
       assert(ms < LATE_MS, `the attempt went on for ${ms} ms after the client had gone`);
@@ -305,7 +326,8 @@ export class RedirectedWorld extends World {
   #serve(to: Address, tcp: Tcp, preface: Uint8Array): boolean {
     const tunnel = this.#find(to);
     assert(tunnel?.kind === "redirected", `a tunnel to ${nameOf(to)}, which nobody wanted`);
-    assert(tunnel.server === null, `a second tunnel to ${nameOf(to)}`);
+    assert(tunnel.server === null || this.#mayBeginAgain, `a second tunnel to ${nameOf(to)}`);
+    if (tunnel.server !== null) assert.equal(tunnel.server.received, 0, "bytes went to a tunnel that was not the client's");
     const { serverScript, stream } = tunnel;
     const { network } = this.kernel;
     tunnel.server = new Application(network, tcp, serverScript, stream + 1, stream, preface);

@@ -53,6 +53,8 @@ export class Network {
   nowUs = 0;
   /** Where a connect() to an address leads. Listeners that were bound go first. */
   route: (address: Address) => Route = () => ({ to: "refusal" });
+  /** Where the SYNs of redirected connections go first; `go` lets one go on. */
+  gate: ((client: Tcp, to: Address, go: () => void) => void) | null = null;
   readonly #listeners = new Map<string, Tcp[]>();
   readonly #heap: Event[] = [];
   #order = 0;
@@ -153,6 +155,8 @@ export class Tcp {
   remote: Address | null = null;
   /** Where the client wanted to go, if a firewall rule sent it here. */
   originalDestination: Address | null = null;
+  /** Its SYN; and of an accepted connection that of its client (TCP_SAVED_SYN), until it is read. */
+  syn: Uint8Array | null = null;
   state: "closed" | "listening" | "connecting" | "open" = "closed";
   /** sk_err: told once, to whoever asks first. */
   error = 0;
@@ -271,7 +275,12 @@ export class Tcp {
       bytes: to.bytes.length === 4 ? Uint8Array.of(10, 0, 0, 1) : new Uint8Array(16).fill(1),
       port: this.#network.ephemeralPort(),
     };
-    const syn = () => this.#arrive(at ?? to, at === null ? null : to, atOnce, 0);
+    const arrive = () => this.#arrive(at ?? to, at === null ? null : to, atOnce, 0);
+    const syn = () => {
+      const { gate } = this.#network;
+      if (gate === null || at === null) arrive();
+      else gate(this, to, arrive);
+    };
     if (atOnce) syn();
     else this.#network.after(this.#network.latencyUs(), syn);
   }
@@ -310,6 +319,7 @@ export class Tcp {
     child.#peer = client;
     child.remote = client.local;
     child.originalDestination = original;
+    child.syn = client.syn;
     child.local = original === null ? client.remote : this.local;
     this.#halfOpen++;
     const answer = () => {
@@ -336,6 +346,11 @@ export class Tcp {
     };
     if (atOnce) answer();
     else this.#network.after(this.#network.latencyUs(), answer);
+  }
+
+  /** Something between here and there has said RST. */
+  refuse(): void {
+    this.#onReset();
   }
 
   /** The connection attempt has come to nothing. */

@@ -16,6 +16,7 @@ import type { Role } from "../../src/engine/session.ts";
 import { BENIGN, type KernelOptions, SimulatedKernel, writeSockaddr } from "./kernel.ts";
 import type { Application, Script } from "./peers.ts";
 import { Random } from "./random.ts";
+import type { SynGate } from "./syn-gate.ts";
 import type { Address } from "./tcp.ts";
 
 /** What the engine said of one tunnel, when it was over. */
@@ -80,6 +81,7 @@ export abstract class World {
   /** When it is told its settings again, in another order. */
   readonly configureMs: number;
   readonly tunnelsMax: number;
+  gate: SynGate | null = null;
   abstract readonly role: Role;
   abstract readonly settings: Settings;
   protected readonly random: Random;
@@ -89,6 +91,8 @@ export abstract class World {
   protected readonly bulk: boolean;
   /** Not even a buffer is certain. */
   protected readonly scarce: boolean;
+  /** SYNs of redirected connections are held. */
+  protected readonly holds: boolean;
   /** How many clients there shall be. */
   protected readonly crowd: number;
 
@@ -107,8 +111,10 @@ export abstract class World {
     this.cutMs = random.chance(0.5) ? this.drainMs + random.size(1, 3000) : Infinity;
     this.configureMs = random.chance(0.1) ? random.size(1, 3000) : Infinity;
     this.tunnelsMax = random.chance(0.5) ? this.limits.tunnels : random.between(1, this.crowd);
-    // Listener, epoll, eventfd, and exactly what so many tunnels need; or some more.
-    const fdsMax = calm ? 1000 : 6 + random.pick([2 * this.tunnelsMax, 20, 60, 1000]);
+    this.holds = random.chance(0.4);
+    // Listener, epoll, eventfd, a queue and two that refuse, and exactly what so many tunnels need; or
+    // some more.
+    const fdsMax = calm ? 1000 : (this.holds ? 9 : 6) + random.pick([2 * this.tunnelsMax, 20, 60, 1000]);
     this.kernel = new SimulatedKernel({
       ...drawKernel(random, seed, bulk, calm), ...kernel, fdsMax,
     });

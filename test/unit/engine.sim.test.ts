@@ -96,6 +96,8 @@ function play(world: World, endings: Map<string, number>): void {
   admission.setLimit(world.tunnelsMax);
   assert.equal(engine.loop.add(bellFd, EPOLLIN, engine.loop.number(bell)), 0);
   engine.listen(listener, world.role);
+  const queue = world.gate === null ? -1 : kernel.openQueue(world.gate);
+  if (queue >= 0) engine.holdSyns(queue, 7, 0);
   kernel.unleash();
 
   const told = { endings: new Map<Reason, number>(), bytesUp: 0, bytesDown: 0 };
@@ -117,6 +119,8 @@ function play(world: World, endings: Map<string, number>): void {
     const now = kernel.now();
     if (listening && now >= world.drainMs) {
       listening = false;
+      world.gate?.open();
+      engine.stopSyns(queue, true);
       engine.unlisten(listener);
       kernel.close(listener);
     }
@@ -156,7 +160,9 @@ function play(world: World, endings: Map<string, number>): void {
   assert.equal(engine.names.asked, 0, "names are waited for");
   assert.equal(engine.racers.lent, 0, "racers are lent");
   engine.dispose();
+  assert.deepEqual([engine.syns?.size ?? 0, engine.syns?.granted ?? 0], [0, 0], "SYNs are held");
   if (listening) kernel.close(listener);
+  if (queue >= 0) kernel.close(queue);
   kernel.close(bellFd);
   assert.deepEqual(kernel.openFds(), [], "fds are left open");
   assert.deepEqual([...new Ledger(shared.ledger).ownedBy(1)], [], "fds are left in the ledger");
