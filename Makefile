@@ -9,7 +9,7 @@ UNIT = dist/test/unit/*.test.js dist/test/*.test.js
 NET = dist/test/net/*.test.js
 
 
-.PHONY: help documents readme demo test test-unit test-net test-package test-nodes build lint bench profile clean
+.PHONY: help documents readme demo test test-unit test-net test-package test-containers test-nodes build lint bench profile clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -22,7 +22,7 @@ demo: build ## show the main job working, in a private network namespace
 
 test: build lint ## everything: lint, unit, simulated kernel, network namespaces, a short bench
 	@sh test/packages.sh test
-	@$(MAKE) --no-print-directory test-unit test-package test-net
+	@$(MAKE) --no-print-directory test-unit test-package test-containers test-net
 	$(NODE) dist/bench/run.js --quick
 
 test-unit: build ## protocol machines, engine on the simulated kernel, control plane
@@ -34,6 +34,9 @@ test-net: build ## the real thing: rules, peers and programs in network namespac
 
 test-package: build ## the npm package: packed, installed from its tarball, and run
 	@sh test/package.sh
+
+test-containers: build ## the Dockerfile, linted and carried out without Docker; the Kubernetes manifests by their schemas
+	@NODE=$(NODE) sh test/containers.sh
 
 test-nodes: build ## unit tests and a run of the program on Node 20, 22, 24 and 26
 	@sh test/nodes.sh

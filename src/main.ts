@@ -191,7 +191,7 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   if (loaded.daemon && command.process?.foreground === false) return beginDaemon("--foreground");
   let { config } = loaded;
   const { filename } = config.log;
-  const own = filename !== null && isNew(filename) ? [filename] : [];
+  const own = filename !== null && isNew(filename) ? [{ path: filename, must: true }] : [];
   const log = new Log({ topic: reading.as, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) {
     heir?.failed([`log.filename: ${log.fault}`]);
@@ -209,7 +209,7 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   for (const warning of loaded.warnings) log.warning(problemText(warning));
   const pidFile = new PidFile(file);
   // Who leaves a host as it was leaves no directory either.
-  if (temporary === null && pidFile.prepare()) own.push(RUN_DIRECTORY);
+  if (temporary === null && pidFile.prepare()) own.push({ path: RUN_DIRECTORY, must: false });
   const serves = (): void => {
     if (temporary !== null) return;
     const unwritten = pidFile.write();

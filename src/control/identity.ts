@@ -89,10 +89,10 @@ export type Taken =
 
 /**
  * Becomes the configuration's user and group, for good: of all threads, with the capabilities that
- * the configuration needs on this one, and on those that it starts from now on. `own`: files
- * and directories that are to be the user's.
+ * the configuration needs on this one, and on those that it starts from now on. `own`: what is
+ * to be the user's, and whether it must be.
  */
-export function takeOn(sys: Syscalls, config: Config, own: readonly string[]): Taken {
+export function takeOn(sys: Syscalls, config: Config, own: readonly { readonly path: string; readonly must: boolean }[]): Taken {
   const { user, group } = config;
   const nothing = { kept: null, warnings: [] };
   if (user === null && group === null) return nothing;
@@ -112,7 +112,13 @@ export function takeOn(sys: Syscalls, config: Config, own: readonly string[]): T
   }
   const { filename } = config.log;
   try {
-    for (const path of own) chownSync(path, uid ?? 0, gid);
+    for (const { path, must } of own) {
+      try {
+        chownSync(path, uid ?? 0, gid);
+      } catch (error) {
+        if (must) throw error; // Without CAP_CHOWN, say.
+      }
+    }
     // Who stays root, keeps all.
     const drops = uid !== null && uid !== 0;
     const had = permittedCapabilities();
