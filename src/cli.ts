@@ -50,6 +50,7 @@ export type Command =
   /** redsocks -v. */
   | { readonly kind: "version" }
   | (OnFile & { readonly kind: "doctor"; readonly json: boolean })
+  | (OnFile & { readonly kind: "top" })
   | {
       readonly kind: "passwd";
       /** Whose line is printed. null: the hash alone. */
@@ -95,6 +96,7 @@ export const SYNOPSIS: readonly string[] = [
   `firewall ${FIREWALL_ACTIONS.join("|")} [-f FILE] [--backend BACKEND]`,
   "doctor [-f FILE] [--json]",
   "upgrade [-f FILE]",
+  "top [-f FILE]",
   "as PROGRAM [its flags]",
 ];
 
@@ -249,6 +251,18 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     .allowExcessArguments(false)
     .action(() => settle(upgradeCommand(program.opts<Options>())));
   program
+    .command("top")
+    .summary("what the running process does, in this terminal")
+    .description(
+      "Show what the running process does, in this terminal: what is wrong, traffic, connections, how they end, upstreams, destinations. q ends it. Without a terminal, a line each second. It asks the admin endpoint of the configuration ([admin]).",
+    )
+    .usage("[-f FILE]")
+    .allowExcessArguments(false)
+    .action(() => {
+      const options = program.opts<Options>();
+      settle(ofMigrate(options) ?? Object.freeze({ ...(frozenCommand("check", options.file, options) as OnFile), kind: "top" }));
+    });
+  program
     .command("as")
     .summary("be transocks, usocksd or redsocks: their flags, files and names in the log")
     .usage("PROGRAM [its flags]")
@@ -281,6 +295,7 @@ Examples:
   transplice firewall apply -f my.toml    set the rules that redirect connections to it
   transplice doctor                       what is wrong on this host, and how to mend it
   transplice upgrade                      a new version takes over from the running one
+  transplice top                          what the running process does
   transplice as redsocks -c my.conf       run with a configuration of redsocks
   transplice -f my.toml -loglevel debug   run and say more
 `,

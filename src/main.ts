@@ -47,6 +47,8 @@ async function main(command: Command): Promise<number> {
       return doctored(command);
     case "upgrade":
       return say(await upgrade(command.file));
+    case "top":
+      return topped(command);
     case "version":
       process.stdout.write(`redsocks/0.5 (transplice ${packageVersion()})\n`);
       return 0;
@@ -96,6 +98,20 @@ async function doctored({ file, overrides, reading, json }: Command & { kind: "d
   const { doctor } = await import("./control/doctor.ts");
   const { out, code } = await doctor(linux(), file, config, problems, json);
   process.stdout.write(out);
+  return code;
+}
+
+async function topped({ file, overrides, reading }: Command & { kind: "top" }): Promise<number> {
+  const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
+  if ("problems" in loaded) {
+    for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
+    return 1;
+  }
+  const { adminClient } = await import("./control/admin-client.ts");
+  const { top } = await import("./control/top.ts");
+  const client = adminClient(loaded.config);
+  const { code, wrong } = "wrong" in client ? { code: 1, wrong: client.wrong } : await top(client, process.stdin, process.stdout);
+  if (wrong !== null) process.stderr.write(`transplice: ${wrong}\n`);
   return code;
 }
 
