@@ -9,7 +9,7 @@ UNIT = dist/test/unit/*.test.js dist/test/*.test.js
 NET = dist/test/net/*.test.js
 
 
-.PHONY: help documents readme demo test test-unit test-net test-package test-containers test-nodes build lint bench profile clean
+.PHONY: help documents picture readme demo test test-unit test-net test-package test-containers test-nodes build lint bench profile clean
 .DEFAULT_GOAL := help
 
 help: ## show this list
@@ -65,6 +65,10 @@ bench: build ## measure relay and egress against C, node:net and the peers; writ
 profile: build ## a flame graph of the data plane under load, in profile/
 	@sh test/packages.sh bench
 	$(NODE) dist/bench/profile.js
+
+picture: build ## draw docs/page.png, the picture of the status page, anew: five minutes of traffic
+	@sh test/packages.sh test
+	$(NODE) --test dist/test/net/picture.js
 
 documents: build ## write the generated parts of README.md, docs/ and man/ from their sources
 	$(NODE) dist/test/documents.js

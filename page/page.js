@@ -39,6 +39,8 @@ let arrivedMs = 0;
 let paused = false;
 /** "live", or why not. */
 let trouble = "connecting";
+/** It has said so. */
+let stopping = false;
 
 const SERIES = ["bytes_down_per_second", "bytes_up_per_second", "active", "accepted_per_second", "failed_per_second"];
 let history = emptyHistory();
@@ -88,7 +90,7 @@ async function follow() {
     try {
       const answer = await fetch("/status", { headers: headers(), signal: AbortSignal.timeout(SILENT_MS), cache: "no-store" });
       if (answer.status === 401 || answer.status === 403) {
-        await login(await wordsOf(answer));
+        await login(answer.status === 401 ? "Here it shows its figures to whoever has the token." : await wordsOf(answer));
         failures = -1;
         continue;
       }
@@ -100,8 +102,9 @@ async function follow() {
       await stream();
       trouble = "the stream has ended";
     } catch (error) {
-      trouble = trouble === "stopping" ? "the process has stopped" : wordsOfError(error);
+      trouble = wordsOfError(error);
     }
+    if (stopping) trouble = "the process has stopped";
     draw();
     await sleep(AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)]);
   }
@@ -149,7 +152,8 @@ function hear(event) {
     push(status);
     take(status);
   } else if (of("event") === "bye") {
-    trouble = "stopping";
+    stopping = true;
+    trouble = "the process stops";
     draw();
   }
 }
@@ -158,6 +162,7 @@ function take(status) {
   snapshot = status;
   arrivedMs = performance.now();
   trouble = "live";
+  stopping = false;
   $("login").hidden = true;
   $("board").hidden = false;
   draw();
@@ -249,7 +254,7 @@ function drawTitle(stale) {
 
 const levelOf = (found) => found[0]?.level ?? "good";
 
-let verdictWords = "";
+let verdictWords = null;
 
 function drawVerdict(status) {
   const found = verdicts(status);
@@ -257,7 +262,7 @@ function drawVerdict(status) {
   const words = found.map(({ level, text }) => `${level} ${text}`).join("\n");
   if (words === verdictWords) return;
   const kinds = found.map(({ level, text }) => `${level} ${text.replace(/[0-9]+/g, "#")}`).join("\n");
-  const spoken = verdictWords.replace(/[0-9]+/g, "#") !== kinds;
+  const spoken = verdictWords?.replace(/[0-9]+/g, "#") !== kinds;
   verdictWords = words;
   const section = $("verdict");
   mark(section, "aria-live", spoken ? "polite" : "off");
@@ -325,9 +330,10 @@ function ceiling(most) {
   return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].find((step) => step * power >= most) * power;
 }
 
-/** For the words below the lines, and for the smaller side of a mirrored chart. */
+/** For the words below the lines. */
 const FOOT_PIXELS = 18;
-const SIDE_PIXELS = 34;
+/** Of a mirrored chart, the upper side's part. */
+const ABOVE = 0.68;
 
 class Chart {
   #place;
@@ -402,13 +408,11 @@ class Chart {
     const peak = (values) => values.reduce((most, value) => Math.max(most, value ?? 0), 0);
     const most = ceiling(peak(all(false)));
     const mostBelow = this.#mirrored ? ceiling(peak(all(true))) : 0;
-    // Both sides have one scale; a small one has still room for its name.
+    // Each side has its own scale: uploads are a hundredth of downloads, and have a shape all the same.
     const foot = height - FOOT_PIXELS;
-    const below = this.#mirrored ? Math.max(SIDE_PIXELS, Math.min(foot - SIDE_PIXELS, (foot * mostBelow) / (most + mostBelow))) : 0;
-    const base = Math.round(foot - below);
-    const scale = Math.min((base - 2) / most, this.#mirrored ? below / mostBelow : Infinity);
+    const base = this.#mirrored ? Math.round(foot * ABOVE) : foot;
     const x = (i) => ((HISTORY_SECONDS - length + i) / (HISTORY_SECONDS - 1)) * width;
-    const y = (value, isBelow) => base + (isBelow ? 1 : -1) * value * scale;
+    const y = (value, isBelow) => (isBelow ? base + (value / mostBelow) * (foot - base) : base - (value / most) * (base - 2));
     const parts = [];
     for (const [value, side] of [[most / 2, false], [most, false], ...(this.#mirrored ? [[mostBelow, true]] : [])]) {
       const at = Math.round(y(value, side)) + 0.5;

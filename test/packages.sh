@@ -4,7 +4,7 @@
 set -u
 
 demo='iproute2 util-linux nftables curl'
-test="$demo iptables procps conntrack dnsmasq-base vsftpd microsocks dante-server squid tinyproxy nginx-light openssh-server openssh-client rsync ncat wget postgresql-client python3 redsocks unbound mandoc systemd prometheus gcc libc6-dev"
+test="$demo iptables procps conntrack dnsmasq-base vsftpd microsocks dante-server squid tinyproxy nginx-light openssh-server openssh-client rsync ncat wget postgresql-client python3 redsocks unbound mandoc systemd prometheus chromium fonts-dejavu-core gcc libc6-dev"
 bench="$demo iptables procps microsocks dante-server redsocks gcc libc6-dev strace"
 
 case "${1:-}" in

@@ -25,7 +25,8 @@ export function examineService(sys: Syscalls, setup: Setup): ServiceExamined {
   const { config } = setup;
   const found: Finding[] = [];
   const rows = sockets((state) => state === TCP_LISTEN);
-  const wanted = [...config.listen, ...config.relays.flatMap(({ listen }) => listen), ...(config.egress?.listen ?? []), ...(config.egress?.metrics ?? [])];
+  const wanted = [...config.listen, ...config.relays.flatMap(({ listen }) => listen), ...(config.egress?.listen ?? []), ...(config.egress?.metrics ?? []),
+    ...(config.admin?.listen ?? []).flatMap((address) => ("bytes" in address ? [address] : []))];
   const inodes = holders(new Set(rows.map(({ inode }) => inode)));
   const silent: ListenAddress[] = [];
   const foreign: { address: ListenAddress; by: Program | null; uid: number }[] = [];

@@ -55,6 +55,7 @@ export function verdicts(status: Judged): Verdict[] {
   }
   const failing = upstreams.filter(({ health }) => health === "failing");
   for (const { address, failures_last_minute: failures } of failing) {
+    if (status.problems.some((text) => text.includes(address))) continue;
     say(failing.length === upstreams.length ? "broken" : "risk", `upstream ${address} is failing: ${countText(failures)} failures in the last minute`);
   }
   for (const { address, health, usable } of egress) {

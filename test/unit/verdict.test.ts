@@ -36,6 +36,7 @@ test("each thing that is wrong is said, by its weight", () => {
   const failing = { ...upstream, health: "failing", failures_last_minute: 1203 };
   const cases: [Partial<Judged>, string][] = [
     [{ problems: ["no upstream answers"] }, "broken: no upstream answers"],
+    [{ problems: ["socks5://203.0.113.5:1080: most dials failed"], upstreams: [failing] }, "broken: socks5://203.0.113.5:1080: most dials failed"],
     [{ upstreams: [failing] }, "broken: upstream 203.0.113.5:1080 is failing: 1,203 failures in the last minute"],
     [{ upstreams: [failing, other] }, "risk: upstream 203.0.113.5:1080 is failing: 1,203 failures in the last minute"],
     [{ egress: [{ address: "192.0.2.21", health: "listed", usable: false }] }, "broken: egress address 192.0.2.21 is on a blocklist"],
