@@ -17,7 +17,7 @@ if node_modules/.bin/transplice check bad.toml 2>bad.out; then
 fi
 grep -q 'proxy_url' bad.out
 # What an operator takes from the package: the manual, the units, the pages that the README links to.
-for file in page/page.html page/page.css page/page.js man/transplice.1 man/transplice.toml.5 systemd/transplice.service systemd/transplice-egress.service \
+for file in page/page.html page/page.css page/page.js monitoring/alerts.yml monitoring/grafana-dashboard.json man/transplice.1 man/transplice.toml.5 systemd/transplice.service systemd/transplice-egress.service \
 	systemd/transplice.socket systemd/transplice-egress.socket systemd/transplice.conf \
 	$(sed -n 's/.*](\(docs\/[a-z]*\.md\).*/\1/p' node_modules/transplice/README.md); do
 	[ -s "node_modules/transplice/$file" ] || { echo "the package lacks $file" >&2; exit 1; }
