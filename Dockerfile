@@ -17,6 +17,7 @@ FROM ${NODE} AS program
 COPY --from=build /build/package.json /opt/transplice/package.json
 COPY --from=build /build/node_modules /opt/transplice/node_modules
 COPY --from=build /build/dist /opt/transplice/dist
+COPY page /opt/transplice/page
 RUN chmod 755 /opt/transplice/dist/src/main.js && ln -s /opt/transplice/dist/src/main.js /usr/local/bin/transplice && install -d -o 10810 -g 10810 /run/transplice
 USER 10810:10810
 STOPSIGNAL SIGTERM
