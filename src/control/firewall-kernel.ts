@@ -90,7 +90,7 @@ export async function tryOut(backend: FirewallBackend, plan: FirewallPlan): Prom
   if (backend === "nft") {
     if (tool("nft") === null) return missing(backend);
     const ran = await run("nft", ["--check", "-f", "-"], nftRules(plan));
-    return ran.ok ? null : `nft: ${ran.said}`;
+    return ran.ok ? null : nftSaid(ran, plan);
   }
   if (backend === "iptables-legacy" && process.geteuid?.() !== 0) {
     return "iptables-legacy tells its tables to root only; set another backend in [firewall], or run as root";
@@ -121,6 +121,12 @@ export async function isAnyPresent(): Promise<boolean> {
   for (const backend of FIREWALL_BACKENDS) if ((await present(backend)).size > 0) return true;
   return isAnyRouted();
 }
+
+/** Of rules that nft did not take. Of a queue it says but "No such file or directory". */
+export const nftSaid = ({ said }: Ran, { queues }: FirewallPlan): string =>
+  queues !== null && / queue /.test(said)
+    ? `nft cannot queue in this kernel (NFT_QUEUE), as connect.truthful needs; set backend = "iptables" in [firewall]: ${said}`
+    : `nft: ${said}`;
 
 export async function apply(backend: FirewallBackend, plan: FirewallPlan): Promise<void> {
   // What delivers comes before what is delivered, and goes after it.

@@ -13,7 +13,7 @@ import { availableParallelism } from "node:os";
 import type { Config, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { iptablesRules, ownTables, transition } from "./firewall-iptables.ts";
-import { apply, compared, isAnyPresent, isAnyRouted, isRouted, type Listing, nftLines, NONE, present, removeAll, tableLines, usable } from "./firewall-kernel.ts";
+import { apply, compared, isAnyPresent, isAnyRouted, isRouted, type Listing, nftLines, nftSaid, NONE, present, removeAll, tableLines, usable } from "./firewall-kernel.ts";
 import { NFT_TABLE, nftRules } from "./firewall-nft.ts";
 import { isRouting, routeOf, ruleOf } from "./firewall-marks.ts";
 import { type FirewallPlan, firewallPlan } from "./firewall-plan.ts";
@@ -147,7 +147,7 @@ async function trial(
   if (backend === "nft") {
     if (tool("nft") === null) return { wrong: missing(backend) };
     const ran = await run("unshare", ["--net", "sh", "-c", `nft -f - && nft list table ${NFT_TABLE}`], nftRules(plan));
-    if (!ran.ok) return { wrong: `nft: ${ran.said}` };
+    if (!ran.ok) return { wrong: nftSaid(ran, plan) };
     listing.set(0, nftLines(ran.out));
     return { listing };
   }
