@@ -3,15 +3,16 @@
  * passes them on by the protocol of sd_listen_fds(3).
  */
 import { strict as assert } from "node:assert";
-import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
-import { AF_UNIX, IP_TRANSPARENT, SOCK_CLOEXEC, SOCK_STREAM, SOL_IP } from "../../native-bindings/constants.ts";
+import { existsSync, readdirSync, readFileSync, readlinkSync, rmSync } from "node:fs";
+import { AF_UNIX, IP_TRANSPARENT, MSG_DONTWAIT, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_STREAM, SOL_IP } from "../../native-bindings/constants.ts";
 import { linux } from "../../native-bindings/syscalls.ts";
 import { type Opened, opened, passing } from "./activation.ts";
 import { connect, eventually, type Peer } from "./actors.ts";
 import { PROXY, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
-import { end, takenOver } from "./successor.ts";
+import { PRIVATE } from "./sandbox.ts";
+import { end, lives, takenOver } from "./successor.ts";
 import { applyRules } from "./truthful.ts";
 import { curl } from "./web.ts";
 
@@ -227,4 +228,46 @@ scenario("truthful connect() on one passed socket: each connection comes to the 
   await stage.relay(settings, passing([opened(stage, { port: PORT })], null));
   await assertServes(stage, 40);
   assert.equal(requests, 40, "dialled for once each");
+});
+
+scenario("without systemd, its protocol: READY, RELOADING, MAINPID, WATCHDOG of both, STOPPING", async (stage) => {
+  const path = `${PRIVATE}/notify`;
+  const address = sys.memory(2 + path.length + 1);
+  address.bytes[0] = AF_UNIX;
+  address.bytes.set(new TextEncoder().encode(path), 2);
+  const fd = sys.socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  stage.finally(() => {
+    sys.close(fd);
+    rmSync(path, { force: true });
+  });
+  assert.equal(sys.bind(fd, address, 0, address.bytes.length), 0);
+  const heard: string[] = [];
+  const into = sys.memory(4096);
+  const hears = (what: RegExp): Promise<void> => eventually(`the manager hears ${what}`, () => {
+    for (let got = sys.recv(fd, into, 0, 4096, MSG_DONTWAIT); got > 0; got = sys.recv(fd, into, 0, 4096, MSG_DONTWAIT)) {
+      heard.push(new TextDecoder().decode(into.bytes.subarray(0, got)));
+    }
+    const at = heard.findIndex((message) => what.test(message));
+    if (at !== -1) heard.splice(0, at + 1);
+    return at !== -1;
+  });
+
+  const settings = settingsOf(stage);
+  // Of a process that systemd starts, WATCHDOG_PID is the pid: of this one alone.
+  const relay = await stage.relay(settings, {
+    command: ["sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh"], env: { NOTIFY_SOCKET: path, WATCHDOG_USEC: "3000000" },
+  });
+  await hears(/^READY=1\nSTATUS=0 of at most \d+ connections, 2 workers$/);
+  await hears(/^WATCHDOG=1\n/);
+  await relay.reload();
+  await hears(/^RELOADING=1\nMONOTONIC_USEC=\d+\n/);
+  await hears(/^READY=1\n/);
+  relay.process.signal("SIGUSR2");
+  const successor = await takenOver(stage, relay);
+  await hears(new RegExp(`^MAINPID=${successor}\nWATCHDOG=1$`));
+  await eventually("the old process has ended", () => !lives(relay.process.pid));
+  await hears(/^WATCHDOG=1\n/);
+  process.kill(successor, "SIGTERM");
+  await hears(/^STOPPING=1\n/);
+  await eventually("the successor has ended", () => !lives(successor));
 });

@@ -105,6 +105,17 @@ scenario("the relay's units: socket, readiness, reload, watchdog, upgrade, resta
   });
   while (!over) await assertServes(stage, 1);
   await restart;
+  // A successor that dies while the old process still drains, whose child it is: systemd has no word of
+  // its end, but the watchdog misses it.
+  const last = await newClient(stage);
+  await exchange(last);
+  await systemd.run("transplice", "upgrade");
+  const third = await property("MainPID");
+  await systemd.run("kill", "-KILL", third);
+  await eventually("another process serves", async () =>
+    (await property("ActiveState")) === "active" && (await property("MainPID")) !== third, 20_000);
+  await assertServes(stage);
+
   await systemd.run("systemctl", "stop", "transplice.socket", "transplice.service");
   assert.deepEqual([await property("ActiveState"), await property("Result"), await property("ExecMainStatus")], ["inactive", "success", "0"]);
   assert.doesNotMatch(await log(), /critical/);

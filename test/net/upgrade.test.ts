@@ -40,11 +40,11 @@ async function load(stage: Stage, until: () => boolean): Promise<number> {
   return served;
 }
 
-async function setting(stage: Stage, options: StartOptions = {}): Promise<{ relay: Relay; settings: Settings }> {
+async function setting(stage: Stage, options: StartOptions = {}, drain = "1s"): Promise<{ relay: Relay; settings: Settings }> {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const settings = {
-    listen: "localhost:1081", proxy_url: upstream.url(), workers: 2, timeouts: { drain: "1s" },
+    listen: "localhost:1081", proxy_url: upstream.url(), workers: 2, timeouts: { drain },
   };
   return { relay: await stage.relay(settings, options), settings };
 }
@@ -145,6 +145,31 @@ scenario("the same of the egress", async (stage) => {
   });
   await upgradedAtSize(stage, relay, ["-a", "127.0.0.1", "-P", "9000", "-x", "1080"]);
 }, { timeoutMs: 120_000 });
+
+scenario("after an upgrade TERM gives the old process' tunnels the drain time, and a second one cuts them", async (stage) => {
+  for (const cuts of [false, true]) {
+    const { relay } = await setting(stage, {}, cuts ? "1h" : "1s");
+    const { pid } = relay.process;
+    const client = await newClient(stage);
+    await exchange(client);
+    relay.process.signal("SIGUSR2");
+    const successor = await takenOver(stage, relay);
+    const saysCut = ({ message }: { message: string }): boolean => message.startsWith("connections are cut");
+    assert.ok(!relay.log().some(saysCut));
+    process.kill(pid, "SIGTERM");
+    await exchange(client);
+    if (cuts) {
+      const signals = (): number => relay.log().filter(({ signal, pid: whose }) => signal === "SIGTERM" && whose === pid).length;
+      await eventually("the first TERM is heard", () => signals() === 1);
+      await exchange(client);
+      process.kill(pid, "SIGTERM");
+    } else await relay.logged("that they are cut", saysCut);
+    assert.equal(await client.ending(), "reset");
+    await eventually("the old process has ended", () => !lives(pid));
+    await end(successor);
+    await stage.end();
+  }
+});
 
 /** What may stand where a new version should, and what is said of it. */
 const VERSIONS: readonly [string, string | null, RegExp][] = [
