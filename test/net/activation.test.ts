@@ -147,23 +147,28 @@ scenario("who connects while the program is being started again waits in the man
   for (const client of waiting) assert.equal(String(await client.read(4)), "ping");
 });
 
-scenario("relay, socks and metrics by name, wherever the configuration would listen; HUP leaves them", async (stage) => {
+scenario("relay, socks, metrics and admin by name, wherever the configuration would listen; HUP leaves them", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 2081 });
-  const ports = { relay: 2081, metrics: 2180, socks: 2080 };
+  const ports = { relay: 2081, metrics: 2180, socks: 2080, admin: 2199 };
   const fds = Object.values(ports).map((port) => opened(stage, { port }));
   const settings = settingsOf(stage, {
     incoming: { port: 1080, addresses: ["127.0.0.1"], metrics_port: 9180, allow_from: ["127.0.0.1"] },
     outgoing: { allow_networks: [`${PROXY[4]}/32`] },
+    admin: { listen: "127.0.0.1:1082" },
   });
   const relay = await stage.relay(settings, passing(fds, Object.keys(ports).join(":")));
   const ready = relay.log().find(({ message }) => message === "transplice is ready");
   assert.equal(ready?.["listen"], "127.0.0.1:2081 127.0.0.1:2080");
   const scrape = async (): Promise<string> => (await curl(stage.net.relay, `http://127.0.0.1:${ports.metrics}/metrics`)).body.toString();
+  const healthy = async (): Promise<number | null> =>
+    (await curl(stage.net.relay, "--fail", `http://127.0.0.1:${ports.admin}/healthz`)).status;
   await assertServes(stage, 4);
   assert.match(await scrape(), /^usocksd_/m);
+  assert.equal(await healthy(), 0);
   await relay.reload();
   await assertServes(stage, 4);
   assert.match(await scrape(), /^usocksd_/m);
+  assert.equal(await healthy(), 0);
   const client = await connect(stage.net.relay, "127.0.0.1", ports.socks);
   client.write(Uint8Array.of(5, 1, 0));
   assert.deepEqual([...(await client.read(2))], [5, 0]);
@@ -173,6 +178,7 @@ scenario("relay, socks and metrics by name, wherever the configuration would lis
   const successor = await takenOver(stage, relay);
   await eventually("the old process has ended", () => !existsSync(`/proc/${relay.process.pid}`));
   assert.match(await scrape(), /^usocksd_/m);
+  assert.equal(await healthy(), 0);
   await assertServes(stage, 4);
   await end(successor);
 });
