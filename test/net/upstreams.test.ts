@@ -7,6 +7,7 @@ import { execFileSync } from "node:child_process";
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { connect, eventually, sleep, text } from "./actors.ts";
+import { DNS, Names } from "./names.ts";
 import { BLACK_HOLE, FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import {
   absence,
@@ -20,7 +21,7 @@ import {
   squid,
   tinyproxy,
 } from "./proxies.ts";
-import { type Host, PRIVATE, shadowAdding, unprivileged } from "./sandbox.ts";
+import { type Host, PRIVATE, shadow, shadowAdding, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import type { Upstream } from "./upstream.ts";
 import { assertReset, curl, visit, webServer } from "./web.ts";
@@ -208,6 +209,39 @@ for (const protocol of PROTOCOLS) {
     }
   });
 }
+
+scenario("an upstream's name is asked for again: when its TTL has passed, and when a dial fails", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const names = await Names.start(stage);
+  shadow("/etc/resolv.conf", `nameserver ${DNS.real}\n`);
+  stage.finally(() => shadow("/etc/resolv.conf", "nameserver 127.0.0.1\n"));
+  const [first, second] = [PROXY[4], "192.0.2.12"].map((address) =>
+    stage.upstream({ protocol: "socks5", echoes: true }, address),
+  ) as [Upstream, Upstream];
+  const name = "upstream.scripted.test";
+  const points = (upstream: Upstream, ttlSeconds: number): void =>
+    void names.scripts.set(name, { addresses: [upstream.listener.address], ttlSeconds });
+  points(first, 5);
+  await stage.relay({ listen: LISTEN, proxy_url: `socks5://${name}:1080` });
+  /** Which of the two a new connection comes to; null: it failed. */
+  const leads = async (): Promise<Upstream | null> => {
+    const before = first.requests.length;
+    const client = await connect(stage.net.relay, SERVER[4], 80);
+    client.finish("ping");
+    const { data } = await client.rest();
+    if (String(data) !== "ping") return null;
+    return first.requests.length > before ? first : second;
+  };
+  assert.equal(await leads(), first);
+  // Both serve, and no dial fails: only the TTL says that there is another address. The last answer
+  // holds for an hour, and is asked for again since nobody is there any more.
+  points(second, 3600);
+  await eventually("the TTL has passed", async () => (await leads()) === second, 20_000);
+  points(first, 3600);
+  for (let i = 0; i < 5; i++) assert.equal(await leads(), second);
+  second.close();
+  await eventually("the failure has been heard of", async () => (await leads()) === first, 20_000);
+});
 
 scenario("of an upstream's addresses the first is dead: the next is taken", async (stage) => {
   webServers(stage);
