@@ -102,6 +102,9 @@ export const TCP_KEEPIDLE = 4;
 export const TCP_KEEPINTVL = 5;
 export const TCP_KEEPCNT = 6;
 export const TCP_USER_TIMEOUT = 18;
+/** struct tcp_info (<linux/tcp.h>): segments in flight, and bytes that were never sent. */
+export const TCPI_UNACKED = 24;
+export const TCPI_NOTSENT_BYTES = 144;
 export const TCP_SAVE_SYN = 27;
 export const TCP_SAVED_SYN = 28;
 /** ioctl: bytes sent and not yet acknowledged, plus those not yet sent. */

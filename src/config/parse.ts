@@ -515,6 +515,16 @@ function leadsTo(upstream: Exclude<Upstream, { kind: "direct" }>, listen: Listen
   });
 }
 
+/** With TCP_USER_TIMEOUT keepalive gives up by it, whatever TCP_KEEPCNT is (tcp(7)). */
+function lookedAfter(values: Values): Config["tcp"] {
+  const keepaliveIdleMs = values["tcp.keepalive_idle"];
+  const keepaliveIntervalMs = values["tcp.keepalive_interval"];
+  const keepaliveProbes = values["tcp.keepalive_probes"];
+  const keepaliveMs = keepaliveIdleMs + keepaliveProbes * keepaliveIntervalMs;
+  const userTimeoutMs = values["tcp.user_timeout"] ?? Math.min(keepaliveMs, SETTINGS["tcp.user_timeout"].maxMs);
+  return { keepaliveIdleMs, keepaliveIntervalMs, keepaliveProbes, userTimeoutMs };
+}
+
 function assembled(values: Values, relays: readonly Relay[], egress: EgressConfig | null): Config {
   return {
     listen: values.proxy_url === null ? [] : values.listen,
@@ -536,12 +546,7 @@ function assembled(values: Values, relays: readonly Relay[], egress: EgressConfi
       negotiationMs: values["timeouts.negotiation"],
       dnsMs: values["timeouts.dns"],
     },
-    tcp: {
-      keepaliveIdleMs: values["tcp.keepalive_idle"],
-      keepaliveIntervalMs: values["tcp.keepalive_interval"],
-      keepaliveProbes: values["tcp.keepalive_probes"],
-      userTimeoutMs: values["tcp.user_timeout"],
-    },
+    tcp: lookedAfter(values),
     limits: {
       whenFull: values["limits.when_full"],
       pipes: values["limits.pipes"],

@@ -4,7 +4,7 @@
  * has its own sockets, which move with the configuration.
  */
 import { setTimeout as sleep } from "node:timers/promises";
-import { TCP_INFO, SOL_TCP } from "../../native-bindings/constants.ts";
+import { TCPI_UNACKED, TCP_INFO, SOL_TCP } from "../../native-bindings/constants.ts";
 import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config } from "../config/config.ts";
 import { shownConfig } from "../config/shown.ts";
@@ -49,7 +49,6 @@ export interface Observed {
 }
 
 /** Where a struct tcp_info of a listening socket has its queue (net/ipv4/tcp.c, tcp_get_info). */
-const TCPI_UNACKED = 24;
 const TCPI_SACKED = 28;
 const TCP_INFO_BYTES = 32;
 /** A request for /readyz has not much more time. */

@@ -20,7 +20,8 @@ import {
   AF_INET6, EADDRNOTAVAIL, EAGAIN, ECONNREFUSED, EHOSTUNREACH, EINTR, EMFILE, ENETUNREACH, ENFILE,
   ENOBUFS, ENOMEM, ENOSPC, ETIMEDOUT, IP6T_SO_ORIGINAL_DST, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR,
   SIOCOUTQ, SOCKADDR_SIZE, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, SO_ERROR, SO_KEEPALIVE,
-  SO_OOBINLINE, SO_ORIGINAL_DST, TCP_KEEPCNT, TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
+  SO_OOBINLINE, SO_ORIGINAL_DST, TCPI_NOTSENT_BYTES, TCPI_UNACKED, TCP_INFO, TCP_KEEPCNT,
+  TCP_KEEPIDLE, TCP_KEEPINTVL, TCP_USER_TIMEOUT,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result } from "../../native-bindings/syscalls.ts";
 import { type Cause, causeOfErrno, causeOfReply, causeOfStatus, type Trust } from "../policy/cause.ts";
@@ -278,10 +279,10 @@ export class Session implements Task, Waiter, FrontHost {
         this.#end(ending(halfClosed ? "half-closed-timeout" : "idle-timeout"));
         return -1;
       }
-      if (!this.#tuned && nowMs >= this.#startedMs + TUNE_AFTER_MS) this.#tune();
-      this.#askedMs = this.#tuned
-        ? this.#dueMs
-        : Math.min(this.#dueMs, this.#startedMs + TUNE_AFTER_MS);
+      if (this.#tuned) this.#lookForPauses();
+      else if (nowMs >= this.#startedMs + TUNE_AFTER_MS) this.#tune();
+      const again = this.#tuned ? nowMs + this.#settings.userTimeoutMs / 3 : this.#startedMs + TUNE_AFTER_MS;
+      this.#askedMs = Math.min(this.#dueMs, again);
       return this.#askedMs;
     }
     if ((this.#phase === DIAL || this.#phase === UPSTREAM) && this.#clientLeft()) return -1;
@@ -1186,8 +1187,35 @@ export class Session implements Task, Waiter, FrontHost {
       sys.setsockopt(fd, SOL_TCP, TCP_KEEPIDLE, Math.ceil(settings.keepaliveIdleMs / 1000));
       sys.setsockopt(fd, SOL_TCP, TCP_KEEPINTVL, Math.ceil(settings.keepaliveIntervalMs / 1000));
       sys.setsockopt(fd, SOL_TCP, TCP_KEEPCNT, settings.keepaliveProbes);
-      sys.setsockopt(fd, SOL_TCP, TCP_USER_TIMEOUT, settings.userTimeoutMs);
     }
+    for (const end of [this.client, this.server]) {
+      if (!this.#isPaused(end)) sys.setsockopt(end.fd, SOL_TCP, TCP_USER_TIMEOUT, settings.userTimeoutMs);
+      else end.paused = true;
+    }
+  }
+
+  /**
+   * TCP_USER_TIMEOUT counts the time that a peer keeps its window closed as well, though it answers
+   * each probe (tcp_probe_timer()); but a reader may pause (RFC 9293, 3.8.6.1). So it is taken off
+   * meanwhile, which leaves tcp_retries2 for a peer that goes then. To be called several times in
+   * that time.
+   */
+  #lookForPauses(): void {
+    for (const end of [this.client, this.server]) {
+      const paused = this.#isPaused(end);
+      if (paused === end.paused) continue;
+      end.paused = paused;
+      const ms = paused ? 0 : this.#settings.userTimeoutMs;
+      this.#engine.sys.setsockopt(end.fd, SOL_TCP, TCP_USER_TIMEOUT, ms);
+    }
+  }
+
+  /** There are bytes for it, and none is on its way: its window is closed. */
+  #isPaused(end: Socket): boolean {
+    const { sys, scratch } = this.#engine;
+    if (sys.getsockopt(end.fd, SOL_TCP, TCP_INFO, scratch, 0, TCPI_NOTSENT_BYTES + 4) < 0) return false;
+    const { view } = scratch;
+    return view.getUint32(TCPI_UNACKED, true) === 0 && view.getUint32(TCPI_NOTSENT_BYTES, true) > 0;
   }
 
   /** Counts what moved since last time; that is also what keeps a tunnel from being idle. */

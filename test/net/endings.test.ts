@@ -5,7 +5,7 @@
  */
 import { strict as assert } from "node:assert";
 import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
-import { BLACK_HOLE, FAMILIES, PROXY, SERVER } from "./network.ts";
+import { BLACK_HOLE, FAMILIES, LAN, PROXY, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { assertReset, curl } from "./web.ts";
@@ -465,6 +465,79 @@ for (const direction of ["down", "up"] as const) {
     },
   );
 }
+
+// Once it has lived for ten seconds, TCP itself looks after a tunnel: an end that is cut off, without
+// a word, is noticed long before the idle deadline; one that owes an acknowledgement, too.
+for (const [what, tcp] of [
+  ["silence (keepalive)", { keepalive_idle: "1s", keepalive_interval: "1s", keepalive_probes: 2 }],
+  ["bytes on their way (TCP_USER_TIMEOUT)", { keepalive_idle: "9h", user_timeout: "2s" }],
+] as const) {
+  scenario(
+    `${what}: a client, or an upstream, that is cut off is noticed`,
+    async (stage) => {
+      stage.intercept({ mode: "redirect", from: "routed", port: 1081 });
+      const upstream = stage.upstream({ protocol: "socks5" });
+      const relay = await stage.relay({
+        listen: ["10.7.0.1:1081", "[fd07::1]:1081"], proxy_url: upstream.url(), workers: 1, tcp,
+      });
+      const { lan, relay: host } = stage.net;
+      const stands = async (): Promise<{ client: Peer; far: Peer }> => {
+        const client = await connect(lan, SERVER[4], 80);
+        const { peer } = await upstream.accept();
+        client.write("ping");
+        await peer.read(4);
+        return { client, far: peer };
+      };
+      const isSilent = what.startsWith("silence");
+      const cutOff = async (address: string, wire: string, from: Peer, to: Peer): Promise<void> => {
+        host.ip(`neighbour replace ${address} lladdr 02:00:00:00:00:66 dev ${wire} nud permanent`);
+        try {
+          // From the end that is still there to the one that is not.
+          if (!isSilent) from.write("are you there?");
+          assert.equal(await from.ending(30_000), "reset");
+          assert.equal(to.end, null);
+        } finally {
+          host.ip(`neighbour delete ${address} dev ${wire}`);
+        }
+        to.destroy();
+      };
+      const one = await stands();
+      await sleep(11_000);
+      await cutOff(LAN[4], "inner", one.far, one.client);
+      const other = await stands();
+      await sleep(11_000);
+      await cutOff(PROXY[4], "wan", other.client, other.far);
+      await eventually("both are logged", () => relay.ends().length === 2);
+      assert.deepEqual(relay.ends().map((end) => end.reason).sort(), ["client-reset", "server-reset"]);
+      assert.match(JSON.stringify(relay.ends()), /timed out/);
+    },
+    { timeoutMs: 120_000 },
+  );
+}
+
+scenario(
+  "a reader that pauses is waited for, though the kernel would count it as silence",
+  async (stage) => {
+    const it = await setting(stage, { protocol: "socks5" }, { tcp: { user_timeout: "3s" } });
+    const down = await connect(stage.net.relay, SERVER[4], 80, { reading: false });
+    const { peer: downFar } = await it.upstream.accept();
+    const { client: up, far: upFar } = await tunnel(stage, it);
+    upFar.socket.pause();
+    // One stands still when TCP begins to look after it, the other comes to a stand later.
+    downFar.write(Buffer.alloc(BULK / 4, "a")).finish();
+    await sleep(11_000);
+    up.write(Buffer.alloc(BULK / 4, "b")).finish();
+    await sleep(10_000);
+    assert.deepEqual([down.end, up.end, downFar.end, upFar.end], [null, null, null, null]);
+    assert.equal(it.relay.ends().length, 0, "one was given up");
+    down.resume();
+    upFar.socket.resume();
+    await Promise.all([down.ending(), upFar.ending()]);
+    assert.deepEqual([down.total, down.end], [BULK / 4, "fin"]);
+    assert.deepEqual([upFar.total, upFar.end], [BULK / 4, "fin"]);
+  },
+  { timeoutMs: 90_000 },
+);
 
 scenario("an idle connection ends at its deadline, a busy one does not", async (stage) => {
   const it = await setting(stage, { protocol: "socks5" }, { timeouts: { idle: "1s" } });

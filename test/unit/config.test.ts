@@ -138,6 +138,13 @@ pipelined = true
   assert.equal(config.pipelined, true);
 });
 
+test("tcp.user_timeout is what keepalive takes, unless it is given", () => {
+  const userTimeoutMs = (tcp: string): number => good(`${URL_LINE}[tcp]\n${tcp}`).tcp.userTimeoutMs;
+  assert.equal(userTimeoutMs('keepalive_idle = "10s"\nkeepalive_interval = "5s"\nkeepalive_probes = 3'), 25_000);
+  assert.equal(userTimeoutMs('keepalive_idle = "9h"\nkeepalive_probes = 127\nkeepalive_interval = "9h"'), 86_400_000);
+  assert.equal(userTimeoutMs('keepalive_idle = "10s"\nuser_timeout = "1h"'), 3_600_000);
+});
+
 test("Go's wildcards are one dual-stack socket", () => {
   for (const listen of [":1081", "0.0.0.0:1081", "[::]:1081", "[::0]:1081"]) {
     const [address, ...others] = good(`listen = "${listen}"\n${URL_LINE}`).listen;
