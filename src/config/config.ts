@@ -171,6 +171,8 @@ export interface Config {
   /** What a client learns of a connection that failed. */
   readonly connect: {
     readonly trust: Trust;
+    /** How long a destination that failed is remembered, in ms. null: it is not. */
+    readonly learnMs: number | null;
     /** Where the upstream's answer, or its absence, says nothing. */
     readonly unknownAs: Exclude<Cause, "unknown" | "not-allowed">;
     /** SYNs are held until it is known. null: the kernel completes every connection. */

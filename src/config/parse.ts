@@ -558,6 +558,7 @@ function assembled(values: Values, relays: readonly Relay[], egress: EgressConfi
     connect: {
       trust: values["connect.trust"],
       unknownAs: values["connect.unknown_as"],
+      learnMs: !values["connect.learn"] || values["connect.truthful"] || values.proxy_url === null ? null : values["connect.learn_for"],
       truthful: !values["connect.truthful"] || values.proxy_url === null ? null : {
         required: values["connect.without"] === "refuse",
         timeoutAs: values["connect.timeout_as"],
@@ -622,11 +623,14 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
       ),
     );
   }
+  if (values["connect.learn"] && values["connect.truthful"]) {
+    warnings.push(file.about("connect.learn", "is not used: with truthful = true the first connect() already says what became of it"));
+  }
   if (upstream !== null && config.connect.trust.reports && upstream.kind !== "socks5") {
     warnings.push(file.about("connect.trust", 'transplice tells more than a reply by SOCKS5 only; the upstream would be "socks5://..."'));
   }
   if (upstream === null) {
-    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "upstream.disclose_client", "upstream.on_refusal", "connect.trust", "connect.unknown_as", "connect.truthful", "firewall.manage"] as const) {
+    for (const key of ["listen", "mode", "timeouts.handshake", "upstream.pipelined", "upstream.disclose_client", "upstream.on_refusal", "connect.trust", "connect.unknown_as", "connect.truthful", "connect.learn", "firewall.manage"] as const) {
       if (file.has(key)) {
         warnings.push(file.about(key, "is not used: without proxy_url there is no transparent proxy"));
       }

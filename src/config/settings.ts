@@ -292,6 +292,21 @@ export const SETTINGS = {
     description: "What a client is told when the upstream failed, or nothing is known of the destination.",
     example: '"refused"',
   },
+  "connect.learn": {
+    kind: "boolean",
+    default: "false",
+    description:
+      "Without `truthful`: remember destinations that have failed for a moment, so that the next connect() to them hears why at once. It takes rules of nft.",
+    example: "true",
+  },
+  "connect.learn_for": {
+    kind: "duration",
+    minMs: 1000,
+    maxMs: MINUTE,
+    default: '"5s"',
+    description: "With `learn`, for how long; a connection that succeeds ends it.",
+    example: '"10s"',
+  },
   "connect.truthful": {
     kind: "boolean",
     default: "false",

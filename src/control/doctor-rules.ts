@@ -99,11 +99,11 @@ function hostFindings(setup: Setup, plan: FirewallPlan, upstream: readonly strin
         `this host's own programs are redirected to IPv${family} loopback, where nothing listens; add "localhost:${port}" to listen`, edit(setup)));
     }
   }
-  if (plan.queues?.reject) {
+  if (plan.queues?.reject || plan.learns) {
     const limits = ["net.ipv4.icmp_ratelimit", "net.ipv6.icmp.ratelimit"].filter((name) => !["0", null].includes(sysctl(name)));
     if (limits.length > 0) {
       found.push(finding("risk", "icmp-ratelimit",
-        'the kernel limits the ICMP errors of REJECT, and whoever gets none waits a second; or set answer = "raw" in [connect]',
+        `the kernel limits the ICMP errors of REJECT, and whoever gets none waits a second${plan.learns ? "" : '; or set answer = "raw" in [connect]'}`,
         `sysctl -w ${limits.map((name) => `${name}=0`).join(" ")} net.ipv4.icmp_msgs_per_sec=1000000 net.ipv4.icmp_msgs_burst=10000`));
     }
   }

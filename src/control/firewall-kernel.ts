@@ -5,10 +5,13 @@
  */
 import { readFileSync } from "node:fs";
 import { iptablesRules, NEW_TABLE, type OwnTables, ownTables, tablesOf, transition } from "./firewall-iptables.ts";
-import { NFT_REMOVAL, NFT_TABLE, nftRules } from "./firewall-nft.ts";
+import { NFT_REMOVAL, NFT_TABLE, nftRules, withoutLearnt } from "./firewall-nft.ts";
 import { isRouting, markMask, ROUTE_PROTOCOL, routeOf, ruleOf } from "./firewall-marks.ts";
 import type { FirewallPlan } from "./firewall-plan.ts";
 import { FIREWALL_BACKENDS, type FirewallBackend, iptablesTool, missing, must, noneWorks, type Ran, Refusal, requireCapable, run, tool } from "./firewall-tools.ts";
+
+export const LEARN_NEEDS_NFT =
+  'connect.learn needs nft: set backend = "nft" in [firewall] (apt-get install nftables), or learn = false in [connect]';
 
 export const NONE: OwnTables = new Map();
 export const FAMILIES = [4, 6] as const;
@@ -50,7 +53,7 @@ export async function present(backend: FirewallBackend): Promise<Listing> {
   const listing = new Map<0 | 4 | 6, readonly string[]>();
   if (backend === "nft") {
     const ran = await run("nft", ["list", "table", ...NFT_TABLE.split(" ")]);
-    if (ran.ok) listing.set(0, nftLines(ran.out));
+    if (ran.ok) listing.set(0, nftLines(withoutLearnt(ran.out)));
   } else {
     for (const family of FAMILIES) {
       const lines = tableLines(ownTables(await saved(backend, family)));
@@ -92,6 +95,7 @@ export async function tryOut(backend: FirewallBackend, plan: FirewallPlan): Prom
     const ran = await run("nft", ["--check", "-f", "-"], nftRules(plan));
     return ran.ok ? null : nftSaid(ran, plan);
   }
+  if (plan.learns) return LEARN_NEEDS_NFT;
   if (backend === "iptables-legacy" && process.geteuid?.() !== 0) {
     return "iptables-legacy tells its tables to root only; set another backend in [firewall], or run as root";
   }

@@ -1,6 +1,7 @@
 /**
  * FirewallPlan -> one nft table of our own, replaced or removed in one transaction. Pure.
  */
+import type { Cause } from "../policy/cause.ts";
 import type { PortRange } from "../policy/access.ts";
 import { markMask, REJECTIONS, rejectMark, rejectMask } from "./firewall-marks.ts";
 import type { FamilyPlan, FirewallPlan } from "./firewall-plan.ts";
@@ -25,6 +26,11 @@ export function nftRules(plan: FirewallPlan): string {
     if (queues !== null && output) add(chainOf(plan, "output", "queue"));
     if (queues !== null && routed) add(chainOf(plan, "prerouting", "queue"));
     if (queues?.reject) add(rejections(plan, queues));
+    if (plan.learns) {
+      add(learnt(plan));
+      if (output) add(chainOf(plan, "output", "learn"));
+      if (routed) add(chainOf(plan, "prerouting", "learn"));
+    }
   } else {
     if (stage === "refused" && output) add(chainOf(plan, "output", "refuse"));
     if (stage === "refused" && routed) add(chainOf(plan, "forward", "refuse"));
@@ -73,18 +79,18 @@ function setsOf(family: FamilyPlan): string[] {
   });
 }
 
-type Does = "redirect" | "tproxy" | "refuse" | "queue";
+type Does = "redirect" | "tproxy" | "refuse" | "queue" | "learn";
 
 function chainOf(
   plan: FirewallPlan, hook: "output" | "prerouting" | "forward", mode: Does,
 ): string[] {
   const type = mode === "redirect" ? "nat" : mode === "tproxy" && hook === "output" ? "route" : "filter";
-  const priority = { queue: -300, tproxy: -150, redirect: -100, refuse: 0 }[mode];
-  const name = mode === "queue" ? `${hook}_syn` : hook;
+  const priority = { queue: -300, learn: -160, tproxy: -150, redirect: -100, refuse: 0 }[mode];
+  const name = mode === "queue" ? `${hook}_syn` : mode === "learn" ? `${hook}_learnt` : hook;
   const ports = `${name}_ports`;
   const rules = [`type ${type} hook ${hook} priority ${priority}; policy accept;`, "meta l4proto != tcp return"];
   // What stands goes on.
-  if (mode === "refuse" || mode === "queue") rules.push("tcp flags & (fin | syn | rst | ack) != syn return");
+  if (mode === "refuse" || mode === "queue" || mode === "learn") rules.push("tcp flags & (fin | syn | rst | ack) != syn return");
   if (mode === "tproxy" && hook === "prerouting") {
     // What the output chain has marked comes by again, through the loopback interface.
     for (const family of plan.output ? plan.families : []) {
@@ -122,12 +128,52 @@ function chainOf(
     const tcp = `meta nfproto ipv${family.family} meta l4proto tcp`;
     if (mode === "refuse") last.push(`${tcp} reject with tcp reset`);
     else if (mode === "redirect") last.push(`${tcp} redirect to :${family.port}`);
+    else if (mode === "learn") last.push(`${tcp} ${ip(family)} daddr . tcp dport vmap @${learntMap(family.family)}`);
     else if (mode === "queue") last.push(`${tcp} ${queueOf(plan.queues!, family)}`);
     else if (hook === "output") last.push(`${tcp} ${setMark(plan)}`);
     else last.push(`${tcp} ${tproxy(family)} ${setMark(plan)} accept`);
   }
   return [...chain(ports, last), ...chain(name, rules)];
 }
+
+/** How each cause is rejected: the chain that an element of a map of learnt destinations leads to. */
+export const LEARNT_CHAINS = {
+  refused: "learnt_refused",
+  "host-unreachable": "learnt_host_unreachable",
+  "net-unreachable": "learnt_net_unreachable",
+  "not-allowed": "learnt_not_allowed",
+} as const satisfies Partial<Record<Cause, string>>;
+
+const LEARNT_REJECTS: Readonly<Record<keyof typeof LEARNT_CHAINS, string>> = {
+  refused: "meta l4proto tcp reject with tcp reset",
+  "host-unreachable": "reject with icmpx type host-unreachable",
+  "net-unreachable": "reject with icmpx type no-route",
+  "not-allowed": "reject with icmpx type admin-prohibited",
+};
+
+/** Elements of one map that the kernel keeps; those whose time is over go with a delay. */
+const LEARNT_SIZE = 8192;
+
+export const learntMap = (family: 4 | 6): string => `learnt${family}`;
+
+/** The maps, empty, and what their elements lead to. */
+function learnt(plan: FirewallPlan): string[] {
+  const causes = Object.keys(LEARNT_CHAINS) as (keyof typeof LEARNT_CHAINS)[];
+  return [
+    ...causes.flatMap((cause) => chain(LEARNT_CHAINS[cause], [LEARNT_REJECTS[cause]])),
+    ...plan.families.flatMap(({ family }) => [
+      `map ${learntMap(family)} {`,
+      `  type ipv${family}_addr . inet_service : verdict`,
+      `  size ${LEARNT_SIZE}`,
+      "  flags timeout",
+      "}",
+    ]),
+  ];
+}
+
+/** The table as it was listed, without what has been learnt: that is nobody's rule. */
+export const withoutLearnt = (listed: string): string =>
+  listed.replace(/(map learnt[46] \{[^{}]*?)\n\s*elements = \{[^{}]*\}/g, "$1");
 
 /** What was let go with such a mark is rejected, before it is handed over. */
 function rejections(plan: FirewallPlan, queues: NonNullable<FirewallPlan["queues"]>): string[] {

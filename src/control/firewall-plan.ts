@@ -52,6 +52,8 @@ export interface FirewallPlan {
   /** TPROXY's mark, and the routing table that delivers what carries it to this host. */
   readonly mark: number;
   readonly table: number;
+  /** Destinations that have failed are rejected while they stand in the maps of learnt ones (learner.ts). */
+  readonly learns: boolean;
   /** SYNs go through these queues first (NFQUEUE). null: they do not. */
   readonly queues: {
     readonly first: number;
@@ -124,6 +126,7 @@ export function firewallPlan(config: Config, facts: HostFacts): Planned {
       excludePorts: firewall.excludePorts,
       mark: firewall.tproxyMark,
       table: firewall.tproxyTable,
+      learns: connect.learnMs !== null,
       queues: connect.truthful === null ? null : {
         first: connect.truthful.queue,
         lanes: lanesOf(workers ?? facts.cpus),

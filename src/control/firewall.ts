@@ -13,7 +13,7 @@ import { availableParallelism } from "node:os";
 import type { Config, Upstream } from "../config/config.ts";
 import { socketAddress } from "../config/endpoint.ts";
 import { iptablesRules, ownTables, transition } from "./firewall-iptables.ts";
-import { apply, compared, isAnyPresent, isAnyRouted, isRouted, type Listing, nftLines, nftSaid, NONE, present, removeAll, tableLines, usable } from "./firewall-kernel.ts";
+import { apply, compared, isAnyPresent, isAnyRouted, isRouted, LEARN_NEEDS_NFT, type Listing, nftLines, nftSaid, NONE, present, removeAll, tableLines, usable } from "./firewall-kernel.ts";
 import { NFT_TABLE, nftRules } from "./firewall-nft.ts";
 import { isRouting, routeOf, ruleOf } from "./firewall-marks.ts";
 import { type FirewallPlan, firewallPlan } from "./firewall-plan.ts";
@@ -135,6 +135,7 @@ function rendered(backend: FirewallBackend, plan: FirewallPlan): string {
     ? plan.families.map(({ family }) => `# ip -${family} rule add ${ruleOf(plan)}\n# ip -${family} route add ${routeOf(plan)}\n`).join("")
     : "";
   if (backend === "nft") return `${nftRules(plan)}${routes}`;
+  if (plan.learns) throw new Refusal(LEARN_NEEDS_NFT);
   const parts = plan.families.map((family) =>
     `# ${iptablesTool(backend, family.family, "-restore")} --noflush\n${transition(NONE, iptablesRules(plan, family))}`);
   return `${parts.join("")}${routes}`;
@@ -151,6 +152,7 @@ async function trial(
     listing.set(0, nftLines(ran.out));
     return { listing };
   }
+  if (plan.learns) return { wrong: LEARN_NEEDS_NFT };
   for (const family of plan.families) {
     const [restore, save] = (["-restore", "-save"] as const).map((end) => iptablesTool(backend, family.family, end));
     if (tool(restore!) === null) return { wrong: missing(backend) };

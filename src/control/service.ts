@@ -25,6 +25,7 @@ import { AccessLog } from "./access-log.ts";
 import type { Activation } from "./activation.ts";
 import { EgressControl, exitText } from "./egress.ts";
 import { Fleet, WORKERS_MAX } from "./fleet.ts";
+import { Learner } from "./learner.ts";
 import { errnoText, type ListeningAddress, Listeners } from "./listeners.ts";
 import { AddressNews, localRoutes } from "./local-routes.ts";
 import type { Log } from "./log.ts";
@@ -71,6 +72,7 @@ export class Service {
   readonly #egress: EgressControl;
   readonly #reign: Reign;
   readonly #observatory: Observatory;
+  readonly #learner: Learner;
   readonly #nofile: number;
   #config: Config;
   readonly #addressNews: AddressNews;
@@ -103,7 +105,10 @@ export class Service {
       sys,
       log,
       ledgerFds: Math.min(this.#nofile, FDS_MAX),
-      onRecord: (record, worker) => accessLog.write(record, worker),
+      onRecord: (record, worker) => {
+        accessLog.write(record, worker);
+        this.#learner.hear(record);
+      },
       onQuestion: (question) => this.#egress.answer(question),
       onHeld: (held) => this.#queues.letGo(held),
     });
@@ -119,6 +124,7 @@ export class Service {
         void this.#reign.follow();
       },
     });
+    this.#learner = new Learner({ log });
     this.#reign = new Reign({ sys, log, upstreams: this.#upstreams });
     this.#egress = new EgressControl({ sys, log, counters: this.#fleet.exits, onChange });
     this.#observatory = new Observatory({
@@ -177,6 +183,7 @@ export class Service {
     };
     this.#local = ownNetworks(this.#sys);
     this.#egress.configure(config);
+    this.#learner.configure(config.connect.learnMs);
     if (!(await this.#fleet.grow(workers, this.#limits, this.#settings()))) {
       return [`a worker died at its start; ${this.#tooFewFds(workers)}`];
     }
@@ -347,6 +354,7 @@ export class Service {
     for (const queue of gone) this.#queues.close(queue);
     this.#config = config;
     this.#egress.configure(config);
+    this.#learner.configure(config.connect.learnMs);
     const settings = this.#settings();
     this.#fleet.configure(settings);
     if (!this.#setTunnelsMax(config)) this.#log.error(this.#tooFewFds(this.#workersOf(config)));
@@ -375,6 +383,7 @@ export class Service {
     // Before the listeners go: nobody is to be handed over to where nobody listens.
     await (successor ? this.#reign.leave() : this.#reign.drain());
     this.#upstreams.close();
+    this.#learner.close();
     // Who stops is still to be looked at; but a successor wants the ports.
     if (successor) void this.#observatory.close("another process has taken over");
     // A successor reads on; else who is held goes on, and is accepted like any other by the line below.
@@ -467,6 +476,7 @@ export class Service {
           .concat((this.#config.admin?.listen ?? []).flatMap((address) => ("bytes" in address ? [address.bytes] : []))),
         local: this.#local,
       },
+      learnt: connect.learnMs === null ? null : this.#learner.shared,
       journalAll: this.#log.enabled("info"),
     };
   }

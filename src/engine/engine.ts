@@ -23,6 +23,7 @@ import { EgressCounters } from "./egress-counters.ts";
 import { causeNumber, type Ending, KINDS, reasonNumber } from "./ending.ts";
 import { observe } from "./histogram.ts";
 import { ENDED, Journal } from "./journal.ts";
+import { Learnt } from "./learnt.ts";
 import { Ledger } from "./ledger.ts";
 import { checked, type Limits } from "./limits.ts";
 import { Loop, type Source, type Task } from "./loop.ts";
@@ -152,6 +153,7 @@ export class Engine {
   syns: Syns | null = null;
   /** Now, in ms and fractions. */
   readonly exactMs: () => number;
+  learnt: Learnt | null = null;
   own: OwnAddresses;
   /** Read once a turn, in whole ms; with fractions it stands in counters[NOW]. */
   nowMs: number;
@@ -212,7 +214,7 @@ export class Engine {
     this.upstream = new Upstream(options.settings.upstream, sys);
     this.own = new OwnAddresses(options.settings.own);
     this.#configureRelays();
-    this.#configureOutgoing();
+    this.#configureRest();
   }
 
   get tunnels(): number {
@@ -243,7 +245,7 @@ export class Engine {
     this.#configureRelays();
     this.own = new OwnAddresses(settings.own);
     this.syns?.configure(settings.truthful);
-    this.#configureOutgoing();
+    this.#configureRest();
     this.resumeAccepting();
   }
 
@@ -274,7 +276,9 @@ export class Engine {
     return this.settings.transparent;
   }
 
-  #configureOutgoing(): void {
+  #configureRest(): void {
+    const { learnt } = this.settings;
+    this.learnt = learnt === null ? null : new Learnt(learnt);
     const { mark, egress, own } = this.settings;
     this.outgoing = new Outgoing({ mark, iface: null, addresses: [], affinity: "none" }, this);
     this.egress = egress === null ? null : new Egress(egress, own.local, this);
@@ -369,13 +373,18 @@ export class Engine {
     kind: number, why: Ending, id: number, startedMs: number, bytesUp: number, bytesDown: number,
     row: number, version: number, name: string, user: string,
   ): void {
-    if (!this.settings.journalAll && (kind !== ENDED || !isNews(why))) return;
+    if (!this.settings.journalAll && kind === ENDED && !isNews(why) && !this.#isLesson(why, version)) return;
     const written = this.#journal.write(
       kind, reasonNumber(why.reason), causeNumber(why.cause), why.detail, why.report?.errno ?? 0, id,
       this.#incarnation, this.#wallClock(), this.nowMs - startedMs, bytesUp, bytesDown, this.rows, row, version,
       why.text, name, user, why.report === null ? "" : attemptsText(why.report),
     );
     if (!written) this.counters[JOURNAL_DROPPED]!++;
+  }
+
+  /** Main remembers for a while what became of the destination. */
+  #isLesson({ cause }: Ending, version: number): boolean {
+    return this.learnt !== null && version === 0 && cause !== "unknown";
   }
 
   /** Does the password belong to the user? The session is told by verdict(). */

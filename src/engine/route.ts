@@ -50,6 +50,8 @@ export interface Settings {
   readonly keepaliveProbes: number;
   readonly userTimeoutMs: number;
   readonly own: Own;
+  /** What has failed is to be journalled, and what succeeds although it stands here (learnt.ts). null: neither. */
+  readonly learnt: SharedArrayBuffer | null;
   /** Journal every tunnel, not only those that an operator must hear of. */
   readonly journalAll: boolean;
 }

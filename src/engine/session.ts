@@ -1063,7 +1063,13 @@ export class Session implements Task, Waiter, FrontHost {
     if (this.#fronted) this.#engine.socks.begins();
     this.#activeMs = nowMs;
     this.#wait(Math.min(nowMs + this.#settings.idleMs, this.#startedMs + TUNE_AFTER_MS));
-    if (settings.journalAll) this.#journal(STARTED, FINISHED);
+    if (settings.journalAll || this.#isLearnt()) this.#journal(STARTED, FINISHED);
+  }
+
+  /** The destination was remembered as one that fails: it does not, and main is to know. */
+  #isLearnt(): boolean {
+    const { learnt, rows } = this.#engine;
+    return learnt !== null && !this.#fronted && learnt.mayHave(rows.bytes, this.row + DESTINATION);
   }
 
   #relays(): boolean {

@@ -97,6 +97,7 @@ export class RedirectedWorld extends World {
       whenFull,
       ...PATIENCE,
       own: { listening: [sockaddr(this.listener)], local: [this.listener.bytes, ...(fromHere ? CLIENTS : [])].map(exactly) },
+      learnt: null,
       journalAll: true,
     };
     for (let i = 0; i < this.crowd; i++) this.#addTunnel(i);

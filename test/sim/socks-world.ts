@@ -179,6 +179,7 @@ export class SocksWorld extends World {
       whenFull: calm ? "wait" : random.pick(["wait", "reset"]),
       ...PATIENCE,
       own: { listening: [sockaddr(this.listener)], local: [exactly(this.listener.bytes)] },
+      learnt: null,
       journalAll: true,
     };
     for (let i = 0; i < this.crowd; i++) this.#addCall(i);

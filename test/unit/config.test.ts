@@ -56,7 +56,7 @@ test("the smallest file has all defaults", () => {
     pipelined: false,
     disclosed: "off",
     forwardsRefusals: false,
-    connect: { trust: PRESETS.standard, unknownAs: "host-unreachable", truthful: null },
+    connect: { trust: PRESETS.standard, learnMs: null, unknownAs: "host-unreachable", truthful: null },
     firewall: {
       backend: "auto", manage: false, onFailure: "open", output: true, interfaces: [], include: [], exclude: [], ports: [], excludePorts: [], users: [],
       excludeUsers: [], excludeCgroups: [], serviceUser: "transplice", tproxyMark: 0x1082, tproxyTable: 1082,
