@@ -174,8 +174,10 @@ for (const backend of BACKENDS) {
     echo(stage);
     const settings = managed(backend, "closed");
     const firewall = requireBackend(stage, settings, backend);
-    const proxy = upstream(stage);
     const first = await stage.relay(settings);
+    await first.logged("the reason", ({ message }) => message.startsWith("nothing is redirected"));
+    await assertDirect(stage);
+    const proxy = upstream(stage);
     await engaged(first);
     await assertThrough(stage);
     const standing = await tunnels([stage.net.relay, stage.net.lan]);
@@ -206,7 +208,11 @@ for (const backend of BACKENDS) {
 /** New connections from the host, one after the other, until told to stop: what became of each. */
 async function load(stage: Stage, until: () => boolean): Promise<string[]> {
   const seen: string[] = [];
-  while (!until()) {
+  let isOver = false;
+  stage.finally(() => {
+    isOver = true;
+  });
+  while (!until() && !isOver) {
     try {
       const peer = await connect(stage.net.relay, SERVER[4], ECHO);
       peer.write("ping");
@@ -369,6 +375,9 @@ scenario("an upgrade: rules stand without a gap, and the guardian is the success
   const [first] = guardians();
   let over = false;
   let direct = 0;
+  stage.finally(() => {
+    over = true;
+  });
   const watch = (async (): Promise<void> => {
     while (!over) if ((await way(stage.net.relay, 4)) !== PROXY[4]) direct++;
   })();
