@@ -121,6 +121,26 @@ scenario("the relay's units: socket, readiness, reload, watchdog, upgrade, resta
   assert.doesNotMatch(await log(), /critical/);
 }, { timeoutMs: 180_000 });
 
+scenario("the relay's unit with managed rules: they come with it, outlive an upgrade, and go with it", async (stage) => {
+  const { relay: host } = stage.net;
+  const systemd = await Systemd.on(stage, host);
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+  await systemd.write(
+    "/etc/transplice.toml",
+    `proxy_url = "${upstream.url()}"\nworkers = 1\nmark = 5\n[firewall]\nmanage = true\nbackend = "nft"\ninclude = ["${SERVER[4]}"]\n[log]\nfilename = "${LOG}"\n`,
+  );
+  await systemd.write("/run/units/transplice.service.d/strict.conf", STRICT);
+  const engaged = (): boolean => host.attempt("nft", ["list", "table", "inet", "transplice"]).status === 0;
+  await systemd.run("systemctl", "start", "transplice.service");
+  await eventually("the rules are engaged", engaged);
+  await assertServes(stage, 4);
+  await systemd.run("transplice", "upgrade");
+  await assertServes(stage, 4);
+  await systemd.run("systemctl", "stop", "transplice.service");
+  assert.equal(await systemd.property("transplice.service", "Result"), "success", await systemd.run("cat", LOG));
+  await eventually("the rules are gone", () => !engaged());
+}, { timeoutMs: 120_000 });
+
 scenario("the egress' units: by its socket, as its user, with bulk and names, within the filter", async (stage) => {
   const { relay: host } = stage.net;
   const systemd = await Systemd.on(stage, host);
