@@ -13,6 +13,7 @@ import type { Override } from "./config/parse.ts";
 import { alternatives, nearest, quoted } from "./config/problem.ts";
 import { PREDECESSORS, type ProgramName } from "./config/program.ts";
 import type { UpSource } from "./config/up.ts";
+import { ADMIN_ACTIONS, type AdminAction, type AdminRequest } from "./control/admin-actions.ts";
 import { FIREWALL_ACTIONS, type FirewallAction } from "./control/firewall.ts";
 import { FIREWALL_BACKENDS, type FirewallBackend } from "./control/firewall-tools.ts";
 import { parseAsPredecessor, predecessorOf } from "./predecessor.ts";
@@ -51,6 +52,8 @@ export type Command =
   | { readonly kind: "version" }
   | (OnFile & { readonly kind: "doctor"; readonly json: boolean })
   | (OnFile & { readonly kind: "top" })
+  /** Asked of the process that runs with the file, by its admin endpoint. */
+  | (OnFile & AdminRequest & { readonly kind: "admin" })
   | {
       readonly kind: "passwd";
       /** Whose line is printed. null: the hash alone. */
@@ -97,6 +100,9 @@ export const SYNOPSIS: readonly string[] = [
   "doctor [-f FILE] [--json]",
   "upgrade [-f FILE]",
   "top [-f FILE]",
+  "tunnels [FILTER...] [-f FILE] [--json]",
+  "close ID | drain ADDRESS | undrain ADDRESS [-f FILE]",
+  "trace DESTINATION [-f FILE] [--json]",
   "as PROGRAM [its flags]",
 ];
 
@@ -250,6 +256,16 @@ export function describe(settle: (command: Command) => void = () => {}): Program
     .usage("[-f FILE]")
     .allowExcessArguments(false)
     .action(() => settle(upgradeCommand(program.opts<Options>())));
+  for (const action of ADMIN_ACTIONS) {
+    const { summary, description, usage } = ADMIN_TEXTS[action];
+    program
+      .command(action)
+      .summary(summary)
+      .description(description)
+      .usage(usage)
+      .argument("[WORDS...]")
+      .action((operands: string[]) => settle(adminRequest(action, operands, program.opts<Options>())));
+  }
   program
     .command("top")
     .summary("what the running process does, in this terminal")
@@ -296,6 +312,8 @@ Examples:
   transplice doctor                       what is wrong on this host, and how to mend it
   transplice upgrade                      a new version takes over from the running one
   transplice top                          what the running process does
+  transplice tunnels client=10.0.0.0/8    the connections of these clients
+  transplice trace 203.0.113.5:443        each step of the connections there
   transplice as redsocks -c my.conf       run with a configuration of redsocks
   transplice -f my.toml -loglevel debug   run and say more
 `,
@@ -309,6 +327,51 @@ function up(upstream: string | undefined, options: Options): Command {
   if (upstream !== undefined && options.file !== undefined) return misuse("up takes an upstream or a file, not both");
   const { overrides } = frozenCommand("run", undefined, options) as OnFile;
   return Object.freeze({ kind: "up", file: options.file ?? null, upstream: upstream ?? null, overrides });
+}
+
+/** For each that asks the admin endpoint. */
+const ADMIN_TEXTS: Readonly<Record<AdminAction, { readonly summary: string; readonly description: string; readonly usage: string }>> = {
+  tunnels: {
+    summary: "list the connections of the running process",
+    description:
+      "List the connections of the running process: who, where to, since when, how many bytes. FILTER is a destination (an address, a network, ADDRESS:PORT, :PORT, a name, .example.com for all below it), or client=, destination=, state=, user= or upstream= and a value; all must fit. --json prints one object a line. It asks the admin endpoint of the configuration ([admin]). Exit code 0: done; 1: not.",
+    usage: "[FILTER...] [-f FILE] [--json]",
+  },
+  close: {
+    summary: "reset one connection of the running process",
+    description:
+      "Reset one connection of the running process. ID is what `transplice tunnels` calls it, and the log's request_id. It takes [admin] token. Exit code 0: done; 1: not.",
+    usage: "ID [-f FILE]",
+  },
+  drain: {
+    summary: "let an address of the upstream be dialled no more",
+    description:
+      "Let an address of the upstream (ADDRESS:PORT) be dialled no more; the connections to it go on. It holds over a reload and an upgrade, until `transplice undrain` or a restart; an upstream's last address cannot be drained. It takes [admin] token. Exit code 0: done; 1: not.",
+    usage: "ADDRESS [-f FILE]",
+  },
+  undrain: {
+    summary: "let an address of the upstream be dialled again",
+    description: "Let an address of the upstream (ADDRESS:PORT) be dialled again. It takes [admin] token. Exit code 0: done; 1: not.",
+    usage: "ADDRESS [-f FILE]",
+  },
+  trace: {
+    summary: "follow the connections to a destination, step by step",
+    description:
+      "Print every step of the connections that begin from now on and go to DESTINATION (an address, a network, ADDRESS:PORT, :PORT, a name, .example.com for all below it), or come from=CLIENT, until Ctrl-C. --json prints one object a line. It asks the admin endpoint of the configuration ([admin]). Exit code 1: it cannot be had, or the process stops.",
+    usage: "DESTINATION [-f FILE] [--json]",
+  },
+};
+
+function adminRequest(action: AdminAction, operands: readonly string[], options: Options): Command {
+  const { json, ...others } = options;
+  const stray = ofMigrate(others);
+  if (stray !== null) return stray;
+  if (json === true && action !== "tunnels" && action !== "trace") return misuse("--json is a flag of doctor, tunnels and trace");
+  const many = action === "tunnels" || action === "trace";
+  if (!many && operands.length !== 1) return misuse(`${action} takes one ${action === "close" ? "id" : "address"}`);
+  if (action === "trace" && operands.length === 0) return misuse("trace takes a destination");
+  const onFile = frozenCommand("check", others.file, others) as OnFile;
+  return Object.freeze({ ...onFile, kind: "admin", action, operands: Object.freeze([...operands]), json: json ?? false });
 }
 
 function passwd(user: string | undefined, options: Options): Command {
@@ -390,7 +453,7 @@ function strayOperand(operands: readonly string[], program: Program): string | n
   const names = program.commands.map((command) => command.name());
   if (names.includes(name)) {
     if (name === "upgrade" && operands.length > 1) return "upgrade takes its file as -f FILE";
-    if (operands.length <= 2 || name === "as") return null;
+    if (operands.length <= 2 || name === "as" || (ADMIN_ACTIONS as readonly string[]).includes(name)) return null;
     // What stands there may be a password, which has no business on a command line.
     if (name === "passwd") return "passwd takes one name, and asks for the password";
     return `${name} takes one ${{ firewall: "action", up: "upstream" }[name] ?? "file"}`;

@@ -45,6 +45,8 @@ async function main(command: Command): Promise<number> {
       return firewalled(command);
     case "doctor":
       return doctored(command);
+    case "admin":
+      return asked(command);
     case "upgrade":
       return say(await upgrade(command.file));
     case "top":
@@ -90,6 +92,22 @@ function say({ out, wrong, code }: Outcome): number {
   process.stdout.write(out);
   process.stderr.write(wrong);
   return code;
+}
+
+/** Of the running process. */
+async function asked({ file, overrides, reading, ...request }: Command & { kind: "admin" }): Promise<number> {
+  const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
+  if ("problems" in loaded) {
+    for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
+    return 1;
+  }
+  const { adminCommand } = await import("./control/admin-commands.ts");
+  const over = new AbortController();
+  for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => over.abort());
+  const out = (text: string): void => void process.stdout.write(text);
+  // Whoever reads what we say may have enough of it: `transplice tunnels | head`.
+  process.stdout.on("error", () => process.exit(0));
+  return adminCommand(request, loaded.config, { out, wrong: (text) => void process.stderr.write(text) }, over.signal);
 }
 
 async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {
@@ -318,6 +336,7 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   process.on("SIGUSR1", () => {
     // What goes wrong it tells itself, and goes on with the old file.
     if (log.reopen() === null) log.info("the log file is open again");
+    if (reading.as === "redsocks") void service.logTunnels();
   });
   await work;
   await new Promise(() => {}); // From here on only a signal ends the process.

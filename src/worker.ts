@@ -13,6 +13,7 @@ import type { Limits } from "./engine/limits.ts";
 import type { Source, Task } from "./engine/loop.ts";
 import type { Settings } from "./engine/route.ts";
 import type { Role } from "./engine/session.ts";
+import type { TraceQuestion, TraceStep } from "./engine/trace.ts";
 
 export interface WorkerStart {
   readonly port: MessagePort;
@@ -41,6 +42,8 @@ export type Order =
   | { readonly kind: "answer"; readonly answer: Answer }
   /** Reset one tunnel, if it is still there. */
   | { readonly kind: "close"; readonly row: number; readonly id: number }
+  /** Instead of what was asked before. */
+  | { readonly kind: "trace"; readonly questions: readonly TraceQuestion[] }
   /** Accept no more, and exit when the last tunnel is over. */
   | { readonly kind: "drain" }
   /** Reset what is left, and exit. */
@@ -51,6 +54,7 @@ export type Report =
   | { readonly kind: "ready" }
   | { readonly kind: "unlistened"; readonly fds: readonly number[] }
   | { readonly kind: "question"; readonly question: Question }
+  | { readonly kind: "step"; readonly step: TraceStep }
   | { readonly kind: "journal" };
 
 /** The eventfd by which others wake this worker. Main's: it outlives the worker. */
@@ -88,6 +92,7 @@ function work(start: WorkerStart): void {
     clock: () => performance.now(),
     wallClock: () => performance.timeOrigin + performance.now(),
     ask: (question) => report({ kind: "question", question }),
+    onStep: (step) => report({ kind: "step", step }),
     toAscii: domainToASCII,
   });
   // By this name top -H shows it, and main finds what CPU it has had.
@@ -123,6 +128,9 @@ function work(start: WorkerStart): void {
         break;
       case "close":
         engine.close(order.row, order.id);
+        break;
+      case "trace":
+        engine.trace(order.questions);
         break;
       case "drain":
         draining = true;

@@ -17,7 +17,7 @@ const DIRECTIONS: readonly { of: RegExp; may: readonly RegExp[] }[] = [
   { of: /^src\/policy\//, may: [/^src\/policy\//] },
   // What a tunnel is begun with: the one place besides the session that names protocols.
   { of: /^src\/engine\/(session|front|route|egress|outgoing|syns|refuser)\.ts$/, may: [/^src\/(engine|protocol|policy)\//, /^native-bindings\//] },
-  { of: /^src\/engine\/(engine|loops|orphans)\.ts$/, may: [/^src\/engine\//, /^src\/policy\//, /^src\/protocol\/(handshake|report|socks-server|syn)\.ts$/, /^native-bindings\//] },
+  { of: /^src\/engine\/(engine|loops|trace|orphans)\.ts$/, may: [/^src\/engine\//, /^src\/policy\//, /^src\/protocol\/(handshake|report|socks-server|syn)\.ts$/, /^native-bindings\//] },
   { of: /^src\/engine\/ending\.ts$/, may: [/^src\/policy\/cause\.ts$/, /^src\/protocol\/report\.ts$/] },
   { of: /^src\/engine\//, may: [/^src\/engine\/(?!session|front|route|engine|egress\.|outgoing)/, /^native-bindings\//] },
   { of: /^src\/worker\.ts$/, may: [/^src\/engine\//, /^native-bindings\//, /^node:(worker_threads|url)$/] },

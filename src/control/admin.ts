@@ -21,6 +21,7 @@ import type { MetricsPage } from "./metrics.ts";
 import type { StaticFile } from "./page.ts";
 import type { Readiness } from "./readiness.ts";
 import type { Status } from "./status.ts";
+import { questionOf, type Traces, TRACES_MAX } from "./traces.ts";
 import { filterOf, type Tunnels } from "./tunnels.ts";
 
 export interface AdminOptions {
@@ -29,6 +30,7 @@ export interface AdminOptions {
   readonly metrics: MetricsPage;
   readonly status: Status;
   readonly tunnels: Tunnels;
+  readonly traces: Traces;
   readonly readiness: Readiness;
   /** By path. */
   readonly files: ReadonlyMap<string, StaticFile>;
@@ -108,12 +110,13 @@ export class Admin {
     if (wrong.length > 0) return wrong;
     this.#token = token === null ? null : digest(token);
     this.#hosts = new Set(["localhost", hostname().toLowerCase(), ...(config?.hosts ?? [])]);
-    if (config === null) this.#events.close("the endpoint is gone from the configuration");
+    if (config === null) this.#farewell("the endpoint is gone from the configuration");
     return [];
   }
 
   /** To be called once a second. */
   tick(): void {
+    this.#options.traces.keepAlive();
     if (this.#events.size === 0) return;
     void this.#options.status.looked();
     this.#events.sendAll("status", this.#options.status.text);
@@ -121,8 +124,13 @@ export class Admin {
   }
 
   async close(reason: string): Promise<void> {
-    this.#events.close(reason);
+    this.#farewell(reason);
     await this.#servers.close();
+  }
+
+  #farewell(reason: string): void {
+    this.#events.close(reason);
+    this.#options.traces.close(reason);
   }
 
   async #answer(request: http.IncomingMessage, response: http.ServerResponse, asker: Asker): Promise<void> {
@@ -172,6 +180,8 @@ export class Admin {
         return { right: "read", answer: (call) => this.#stream(call) };
       case "/tunnels":
         return { right: "read", answer: (call) => this.#list(call) };
+      case "/trace":
+        return { right: "read", answer: (call) => this.#trace(call) };
       case "/config":
         return { right: "read", answer: ({ response }) => json(response, 200, config()) };
     }
@@ -238,6 +248,18 @@ export class Admin {
     this.#events.open(response);
     await status.looked();
     this.#events.send(response, "status", status.text);
+  }
+
+  async #trace({ request, response, asker, url }: Call): Promise<void> {
+    const { traces } = this.#options;
+    if (request.method === "HEAD") return refuse(response, { status: 405, error: "a stream is only to be got", headers: { allow: "GET" } });
+    const query = questionOf(Object.fromEntries(url.searchParams));
+    if ("wrong" in query) return refuse(response, { status: 400, error: query.wrong });
+    if (traces.full) {
+      return refuse(response, { status: 503, error: `${TRACES_MAX} follow connections already`, headers: { "retry-after": RETRY_SECONDS } });
+    }
+    asker.streams();
+    await traces.open(response, query);
   }
 
   async #list({ response, url }: Call): Promise<void> {

@@ -36,6 +36,7 @@ import { forgetInflight, socksCountersBytes, SocksTotals } from "../engine/socks
 import {
   clearTable, ROW_BYTES, ROW_QUOTAS, ROW_QUOTAS_END, rowsBytes, TableReader, textsBytes,
 } from "../engine/table.ts";
+import type { TraceQuestion, TraceStep } from "../engine/trace.ts";
 import { upstreamCountersBytes, UpstreamReader } from "../engine/upstream-counters.ts";
 import type { Order, Report, WorkerStart } from "../worker.ts";
 import type { Log } from "./log.ts";
@@ -65,6 +66,8 @@ export interface FleetOptions {
   readonly onRecord: (record: JournalRecord, worker: number) => void;
   /** Asked by a worker; it is told the answer. Never rejects. */
   readonly onQuestion: (question: Question) => Promise<Answer>;
+  /** A connection that somebody follows has made a step. */
+  readonly onStep: (step: TraceStep, worker: WorkerView) => void;
   /** A worker has died that held these SYNs. */
   readonly onHeld: (held: SharedArrayBuffer) => void;
 }
@@ -132,6 +135,7 @@ export class Fleet {
   /** Numbers that workers have ever had: 0 to this less one. */
   #numbers = 0;
   #replacements = 0;
+  #questions: readonly TraceQuestion[] = [];
 
   constructor(options: FleetOptions) {
     this.#options = options;
@@ -322,16 +326,7 @@ export class Fleet {
   }
 
   get workers(): WorkerView[] {
-    return this.#members.map((member) => ({
-      number: member.number,
-      incarnation: member.incarnation,
-      state: member.thread === null ? "down" : member.stillTicks >= HANGS_TICKS ? "hangs" : "running",
-      full: this.#admission.waits(member.number),
-      counters: member.counters,
-      meters: member.meters,
-      table: member.table,
-      limits: member.limits,
-    }));
+    return this.#members.map((member) => viewOf(member, this.#admission.waits(member.number)));
   }
 
   /** What all workers have counted, those that have gone included. */
@@ -362,6 +357,12 @@ export class Fleet {
   /** How often a worker had to be replaced. */
   get replacements(): number {
     return this.#replacements;
+  }
+
+  /** Follows connections for these from now on. */
+  trace(questions: readonly TraceQuestion[]): void {
+    this.#questions = questions;
+    for (const member of this.#members) this.#order(member, { kind: "trace", questions });
   }
 
   /** An operator wants this tunnel to end. Who has it will have done so in a moment. */
@@ -477,6 +478,7 @@ export class Fleet {
     });
     thread.on("exit", () => this.#gone(member));
     for (const [fd, role] of member.fds) this.#order(member, { kind: "listen", fds: [fd], role });
+    if (this.#questions.length > 0) this.#order(member, { kind: "trace", questions: this.#questions });
     for (const queue of member.queues) this.#order(member, { kind: "hold", ...queue });
   }
 
@@ -493,6 +495,9 @@ export class Fleet {
         break;
       case "journal":
         this.#readJournals();
+        break;
+      case "step":
+        this.#options.onStep(report.step, viewOf(member, false));
         break;
       case "question":
         void this.#answer(member, report.question);
@@ -645,3 +650,14 @@ export class Fleet {
     if (!asleep) this.#journalTimer = setTimeout(() => this.#readJournals(), JOURNAL_MS);
   }
 }
+
+const viewOf = (member: Member, full: boolean): WorkerView => ({
+  number: member.number,
+  incarnation: member.incarnation,
+  state: member.thread === null ? "down" : member.stillTicks >= HANGS_TICKS ? "hangs" : "running",
+  full,
+  counters: member.counters,
+  meters: member.meters,
+  table: member.table,
+  limits: member.limits,
+});

@@ -9,12 +9,14 @@ import type { Memory, Syscalls } from "../../native-bindings/syscalls.ts";
 import type { Config } from "../config/config.ts";
 import { shownConfig } from "../config/shown.ts";
 import { threadName } from "../engine/counters.ts";
+import type { TraceStep } from "../engine/trace.ts";
 import { Admin, type AdminOptions } from "./admin.ts";
 import type { EgressControl } from "./egress.ts";
-import type { Fleet } from "./fleet.ts";
+import type { Fleet, WorkerView } from "./fleet.ts";
 import { type HttpAddress, type HttpOptions, HttpServers } from "./http-server.ts";
 import type { Listeners } from "./listeners.ts";
 import type { Log } from "./log.ts";
+import type { Fields } from "./log-line.ts";
 import { MetricsPage } from "./metrics.ts";
 import { type Backlog, ProxyMetrics, type ProxyNumbers } from "./proxy-metrics.ts";
 import { probe } from "./probe.ts";
@@ -24,7 +26,8 @@ import { openFds, ThreadTimes } from "./resources.ts";
 import { SocksMetrics } from "./socks-metrics.ts";
 import { Status } from "./status.ts";
 import { Survey } from "./survey.ts";
-import { Tunnels } from "./tunnels.ts";
+import { Traces } from "./traces.ts";
+import { type Tunnel, type TunnelPage, Tunnels } from "./tunnels.ts";
 import type { Upstreams } from "./upstreams.ts";
 
 export interface Observed {
@@ -53,6 +56,9 @@ const TCPI_SACKED = 28;
 const TCP_INFO_BYTES = 32;
 /** A request for /readyz has not much more time. */
 const PROBE_MS = 2000;
+/** Lines of a list of connections, and the time between so many and the next. */
+const LOGGED_AT_ONCE = 500;
+const LOGGED_MS = 50;
 /** For a worker to close a tunnel that it was told to. */
 const CLOSED_MS = 1000;
 const LOOK_AGAIN_MS = 5;
@@ -64,6 +70,7 @@ export class Observatory {
   readonly #readiness: Readiness;
   readonly #metrics: HttpServers;
   readonly #admin: Admin;
+  readonly #traces: Traces;
   readonly #threads = new ThreadTimes();
   readonly #info: Memory;
   /** Where metrics are served, as was asked for last. */
@@ -116,7 +123,15 @@ export class Observatory {
       purpose: "metrics", log, passed, methods: "GET, HEAD",
       answer: (request, response) => page.answer(request, response),
     });
+    this.#traces = new Traces({
+      ids,
+      ask: (questions) => {
+        fleet.trace(questions);
+        return fleet.obeyed();
+      },
+    });
     this.#admin = new Admin({
+      traces: this.#traces,
       log, passed, upstreamNames,
       metrics: page,
       status: this.#status,
@@ -148,6 +163,28 @@ export class Observatory {
   tick(): void {
     this.#status.tick();
     if (this.#adminAt !== null) this.#admin.tick();
+  }
+
+  /** The connections that are open, in the log: as redsocks does at USR1. */
+  async logTunnels(): Promise<void> {
+    const { log } = this.#observed;
+    const say = (message: string, fields: Fields, key: string): void =>
+      log.enabled("info") ? log.info(message, fields) : log.warning(message, fields, undefined, key);
+    let count = 0;
+    for (let after: string | null = ""; after !== null;) {
+      const page: TunnelPage | null = await this.#tunnels.page(() => true, LOGGED_AT_ONCE, after);
+      for (const tunnel of page?.tunnels ?? []) say("client", fieldsOf(tunnel), tunnel.id);
+      count += page?.tunnels.length ?? 0;
+      after = page?.next ?? null;
+      // The log is bounded: what is said faster than it is written would be lost.
+      if (after !== null) await sleep(LOGGED_MS);
+    }
+    say("clients", { count }, `${count}`);
+  }
+
+  /** A worker tells a step of a connection that somebody follows. */
+  step(step: TraceStep, worker: WorkerView): void {
+    this.#traces.step(step, worker);
   }
 
   /** Somebody else has the addresses from now on. */
@@ -219,3 +256,16 @@ export class Observatory {
     return "done";
   }
 }
+
+/** In the words of the access log. */
+const fieldsOf = (tunnel: Tunnel): Fields => ({
+  client_addr: tunnel.client,
+  dest_addr: tunnel.destination ?? "",
+  elapsed: tunnel.age_seconds,
+  idle: tunnel.idle_seconds,
+  request_id: tunnel.id,
+  rx_bytes: tunnel.bytes_down,
+  state: tunnel.state,
+  tx_bytes: tunnel.bytes_up,
+  type: "client",
+});

@@ -110,6 +110,7 @@ export class Service {
         this.#learner.hear(record);
       },
       onQuestion: (question) => this.#egress.answer(question),
+      onStep: (step, worker) => this.#observatory.step(step, worker),
       onHeld: (held) => this.#queues.letGo(held),
     });
     this.#queues = new SynQueues(sys);
@@ -290,6 +291,11 @@ export class Service {
   /** Why rules of ours do not stand yet, or null. */
   get waiting(): string | null {
     return this.#reign.isEngaged ? null : this.#reign.status;
+  }
+
+  /** The connections that are open, in the log. */
+  logTunnels(): Promise<void> {
+    return this.#observatory.logTunnels();
   }
 
   /** For the service manager: how it is, in a few words. */

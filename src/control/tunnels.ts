@@ -2,15 +2,14 @@
  * The connections that are open, as main finds them in the workers' tables: listed with a filter, a
  * page at a time, or found by name. A row is copied as it is read; no worker notices.
  */
-import { addressBytes, addressText, splitHostPort, textOf } from "../config/endpoint.ts";
+import { splitHostPort, textOf } from "../config/endpoint.ts";
 import { parseNetwork } from "../config/network.ts";
 import { CLOCK_ORIGIN, ROWS_USED } from "../engine/counters.ts";
 import {
   ACTIVE, CLIENT, DESTINATION, DIALLED_US, DOWN, FIRST_BYTE_US, PHASES, type PhaseName, SHAKEN_US, SOURCE, STARTED,
   type TableReader, UP,
 } from "../engine/table.ts";
-import { Networks } from "../policy/network.ts";
-import { addressOf } from "../policy/own.ts";
+import { isAt, isNamed, type TracePlace } from "../engine/trace.ts";
 import type { WorkerView } from "./fleet.ts";
 import type { RequestIds } from "./request-ids.ts";
 
@@ -183,7 +182,7 @@ export function filterOf(query: TunnelQuery, upstreams: ReadonlyMap<number, stri
   if (client !== undefined) {
     const place = placeOf(client);
     if (place === null) return { wrong: `client: found "${client}"; allowed: an address, a network such as 10.0.0.0/8, or ADDRESS:PORT` };
-    filters.push((row) => place(row.bytes, CLIENT));
+    filters.push((row) => isAt(place, row.bytes, CLIENT));
   }
   if (destination !== undefined) {
     const place = placeOf(destination);
@@ -191,7 +190,7 @@ export function filterOf(query: TunnelQuery, upstreams: ReadonlyMap<number, stri
     if (place === null && name === null) {
       return { wrong: `destination: found "${destination}"; allowed: an address, a network, ADDRESS:PORT, :PORT, or a name, .example.com for all below it` };
     }
-    filters.push((row) => (place === null ? name!(row.name) : place(row.bytes, DESTINATION)));
+    filters.push((row) => (place === null ? isNamed(name!, row.name) : isAt(place, row.bytes, DESTINATION)));
   }
   if (state !== undefined) {
     const phase = (PHASES as readonly string[]).indexOf(state);
@@ -206,34 +205,20 @@ export function filterOf(query: TunnelQuery, upstreams: ReadonlyMap<number, stri
   return (row) => filters.every((filter) => filter(row));
 }
 
-/** Whether the sockaddr at bytes[at] is there. */
-export type Place = (bytes: Uint8Array, at: number) => boolean;
-
 /** ADDRESS, NETWORK/PREFIX, ADDRESS:PORT or :PORT; null: it is none of these. */
-export function placeOf(text: string): Place | null {
+export function placeOf(text: string): TracePlace | null {
   const network = parseNetwork(text);
-  if (typeof network !== "string") {
-    const networks = new Networks([network]);
-    return (bytes, at) => {
-      if (bytes[at] === 0) return false;
-      const address = addressOf(bytes, at);
-      return networks.has(address, 0, address.length as 4 | 16);
-    };
-  }
+  if (typeof network !== "string") return { network: { bytes: network.bytes, prefix: network.prefix }, port: null };
   const parts = splitHostPort(text);
-  const port = parts === null || !/^\d{1,5}$/.test(parts.port) ? -1 : Number(parts.port);
-  if (parts === null || port < 0 || port > 65_535) return null;
-  const isPort: Place = (bytes, at) => bytes[at] !== 0 && ((bytes[at + 2]! << 8) | bytes[at + 3]!) === port;
-  if (parts.host === "") return isPort;
-  const wanted = addressBytes(parts.host);
-  if (wanted === null) return null;
-  const wantedText = addressText(wanted);
-  return (bytes, at) => isPort(bytes, at) && addressText(addressOf(bytes, at)) === wantedText;
+  if (parts === null || !/^\d{1,5}$/.test(parts.port) || Number(parts.port) > 65_535) return null;
+  const port = Number(parts.port);
+  if (parts.host === "") return { network: null, port };
+  const host = parseNetwork(parts.host);
+  return typeof host === "string" ? null : { network: { bytes: host.bytes, prefix: host.prefix }, port };
 }
 
-/** Whether a name is the one, or below it. null: it cannot be a name. */
-export function nameOf(text: string): ((name: string) => boolean) | null {
+/** As names are kept; ".example.com" is all below it. null: it cannot be a name. */
+export function nameOf(text: string): string | null {
   const wanted = text.toLowerCase().replace(/\.$/, "");
-  if (!/^\.?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/.test(wanted)) return null;
-  return wanted.startsWith(".") ? (name) => name.endsWith(wanted) : (name) => name === wanted;
+  return /^\.?[a-z0-9_-]+(?:\.[a-z0-9_-]+)*$/.test(wanted) ? wanted : null;
 }

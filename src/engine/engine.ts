@@ -42,6 +42,7 @@ import { synTableBytes } from "./syn-table.ts";
 import { Syns } from "./syns.ts";
 import { ROW_BYTES, ROW_QUOTAS, ROW_QUOTAS_END, Table } from "./table.ts";
 import { Timeouts, type Waiter } from "./timeouts.ts";
+import { Tracer, type TraceQuestion, type TraceStep } from "./trace.ts";
 import { UpstreamCounters } from "./upstream-counters.ts";
 
 /** Memory that all threads see. Made by main, outlives any worker. */
@@ -96,6 +97,8 @@ export interface EngineOptions {
   readonly own: OwnMemory;
   /** Main answers each question exactly once, by answer(). */
   readonly ask: (question: Question) => void;
+  /** A step of a connection that somebody follows. */
+  readonly onStep: (step: TraceStep) => void;
   /** IDNA: "xn--..." for a name in any script; "" if it is none. */
   readonly toAscii: (name: string) => string;
   /** From 0; the owner's number in the ledger is one more. */
@@ -154,6 +157,8 @@ export class Engine {
   /** Now, in ms and fractions. */
   readonly exactMs: () => number;
   learnt: Learnt | null = null;
+  /** null: nobody follows a connection. */
+  tracer: Tracer | null = null;
   own: OwnAddresses;
   /** Read once a turn, in whole ms; with fractions it stands in counters[NOW]. */
   nowMs: number;
@@ -162,6 +167,7 @@ export class Engine {
   readonly #journal: Journal;
   readonly #quotas: Quotas;
   readonly #ask: (question: Question) => void;
+  readonly #onStep: (step: TraceStep) => void;
   readonly #incarnation: number;
   readonly #synMemory: SharedArrayBuffer;
   readonly #listeners = new Map<number, Listener>();
@@ -199,6 +205,7 @@ export class Engine {
     this.upstreams = new UpstreamCounters(shared.upstreams, worker);
     this.#quotas = new Quotas(shared.quotas);
     this.#ask = options.ask;
+    this.#onStep = options.onStep;
     this.toAscii = options.toAscii;
     this.names = new NameCache((name, client) => this.#ask({ kind: "name", name, client }));
     this.scratch = sys.memory(this.limits.bufferBytes);
@@ -336,6 +343,11 @@ export class Engine {
       if (listener.waiting) this.loop.enqueue(listener);
     }
     this.syns?.resume();
+  }
+
+  /** Follows connections for these from now on, those that begin. []: none. */
+  trace(questions: readonly TraceQuestion[]): void {
+    this.tracer = questions.length === 0 ? null : new Tracer(questions, this.#onStep);
   }
 
   /** An operator wants this tunnel to end. The row may serve another by now. */

@@ -50,6 +50,7 @@ import {
   RELAY, RESET, ROW_QUOTAS_END, SHAKEN_US, SINCE, SOURCE, STARTED as BEGAN, UP, UPSTREAM, UPSTREAM_SLOT,
 } from "./table.ts";
 import type { Waiter } from "./timeouts.ts";
+import type { StepName } from "./trace.ts";
 
 /** Which phases may follow which. */
 const NEXT: readonly (readonly number[])[] = [
@@ -152,6 +153,8 @@ export class Session implements Task, Waiter, FrontHost {
   #downFinPassed = false;
   #tuned = false;
   #unacked = 0;
+  /** Who follows this tunnel, as bits: nearly always nobody. */
+  #traced = 0;
   /** When it is next to be asked whether a client that has said FIN is gone, and how long after. */
   #leftLookMs = 0;
   #leftStepMs = 0;
@@ -188,7 +191,9 @@ export class Session implements Task, Waiter, FrontHost {
     const owned = engine.ledger.own(fd, engine.owner);
     if (this.#fronted) return this.#beginFront(owned);
     if (!owned) return this.#end(ending("resources", EMFILE));
-    const wrong = this.#learnDestination() ?? this.#judgeDestination();
+    const unknown = this.#learnDestination();
+    if (engine.tracer !== null) this.#follow("");
+    const wrong = unknown ?? this.#judgeDestination();
     if (wrong !== null) return this.#end(wrong);
     const result = this.client.watch(false);
     if (result < 0) return this.#end(ending("resources", -result));
@@ -203,6 +208,7 @@ export class Session implements Task, Waiter, FrontHost {
     const length = syn.family === 4 ? 4 : 16;
     writeSockaddr(syn.source.subarray(0, length), syn.sourcePort, bytes, this.row + CLIENT);
     writeSockaddr(syn.destination.subarray(0, length), syn.destinationPort, bytes, this.row + DESTINATION);
+    if (this.#engine.tracer !== null) this.#follow("");
     const wrong = this.#judgeDestination();
     if (wrong !== null) return this.#end(wrong);
     this.#beginDial();
@@ -227,6 +233,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#tuned = false;
     this.#leftLookMs = 0;
     this.#leftStepMs = LEFT_LOOK_MS;
+    this.#traced = 0;
     this.client.reset(fd);
     this.#upFlow?.reset();
     this.#downFlow?.reset();
@@ -347,14 +354,17 @@ export class Session implements Task, Waiter, FrontHost {
         }
         return;
       case "ready":
+        if (this.#engine.tracer !== null) this.#followCandidates();
         // Its FIN may have come together with the request: no event will tell of it again.
         if (this.#clientLeft()) return;
         this.#enter(DIAL);
         this.#dialUntilMs = this.#engine.nowMs + this.#settings.dialMs;
         return this.#dialWave();
       case "refused":
+        if (this.#engine.tracer !== null) this.#follow(front.name);
         return this.#refuse(front.why!);
       case "over":
+        if (this.#engine.tracer !== null) this.#follow(front.name);
         return this.#end(front.why!);
     }
   }
@@ -467,6 +477,38 @@ export class Session implements Task, Waiter, FrontHost {
       : sys.getsockopt(this.client.fd, SOL_IP, SO_ORIGINAL_DST, rows, destination, 16);
   }
 
+  // ---- trace: for whoever follows a connection
+
+  /** Its destination is known, as far as it ever is: does anybody follow it? */
+  #follow(name: string): void {
+    const bits = this.#engine.tracer!.bits(this.#engine.rows.bytes, this.row + CLIENT, this.row + DESTINATION, name);
+    if (bits === 0 || this.#traced !== 0) return;
+    this.#traced = bits;
+    this.#step("accepted", this.row + CLIENT);
+    this.#step("destination", this.row + DESTINATION, 0, name);
+  }
+
+  /** By any of the addresses that a name has come to. */
+  #followCandidates(): void {
+    const { candidates, name } = this.#front!;
+    for (let i = 0; i < candidates.length && this.#traced === 0; i++) {
+      this.#writeCandidate(i);
+      this.#follow(name);
+    }
+  }
+
+  /** Tells a step. `at`: where in the row a sockaddr belongs to it; -1: none does. */
+  #step(step: StepName, at = -1, errno = 0, text = "", from: Uint8Array = this.#engine.rows.bytes): void {
+    const { tracer, exactMs, table } = this.#engine;
+    const startedMs = table.numbers[(this.row + BEGAN) >> 3]!;
+    tracer?.tell({
+      // It was accepted before it was known where to.
+      bits: this.#traced, step, errno, text, id: this.#id, atMs: step === "accepted" ? startedMs : exactMs(), startedMs,
+      address: at < 0 || from[at] === 0 ? null : from.slice(at, at + SOCKADDR_SIZE),
+      bytesUp: this.#upFlow?.bytes ?? 0, bytesDown: this.#downFlow?.bytes ?? 0,
+    });
+  }
+
   // ---- dial: one address after the other; those of a SOCKS client's destination race
 
   #dial(): void {
@@ -483,6 +525,7 @@ export class Session implements Task, Waiter, FrontHost {
     const memory = address?.memory ?? rows;
     const at = direct ? destination : 0;
     if (address !== null) this.#useUpstream(address.slot);
+    if (this.#traced !== 0) this.#step("dial", at, 0, "", memory.bytes);
     const fd = this.#outgoing.open(memory, at, rows.bytes, this.row + CLIENT);
     if (this.#fronted && this.#front!.reports) this.#noteAttempt(this.#candidate, fd);
     if (fd < 0) return this.#attemptFailed(-fd);
@@ -573,6 +616,7 @@ export class Session implements Task, Waiter, FrontHost {
     this.#attempt++;
     this.#writeCandidate(this.#attempt);
     const at = this.row + DESTINATION;
+    if (this.#traced !== 0) this.#step("dial", at);
     const fd = this.#outgoing.open(rows, at, rows.bytes, this.row + CLIENT);
     if (this.#front!.reports) this.#noteAttempt(this.#attempt, fd);
     if (fd < 0) {
@@ -664,6 +708,7 @@ export class Session implements Task, Waiter, FrontHost {
   #connected(sent: number, length: number): void {
     const upstream = this.#upstream;
     this.#measure(DIAL_TIME, DIALLED_US, SINCE);
+    if (this.#traced !== 0) this.#step("connected");
     if (this.#fronted) return this.#grant();
     if (upstream.kind === "direct") return this.#startRelay();
     upstream.preferred = (this.#firstAddress + this.#attempt) % upstream.addresses.length;
@@ -690,6 +735,7 @@ export class Session implements Task, Waiter, FrontHost {
     table.changed(this.row, this.#phase);
     if (this.#slot !== NO_SLOT) this.#engine.exits.answered(this.#slot);
     if (!this.#front!.reply(0, rows, this.row + SOURCE)) return this.#end(ending("client-left"));
+    if (this.#traced !== 0) this.#step("granted", this.row + SOURCE);
     this.#startRelay();
   }
 
@@ -712,6 +758,7 @@ export class Session implements Task, Waiter, FrontHost {
       if (this.#fronted) this.#front!.attemptFailed(this.#candidate, errno);
     }
     if (this.#upstreamSlot !== NO_SLOT && !isShortage(errno)) engine.upstreams.dialFailed(this.#upstreamSlot);
+    if (this.#traced !== 0) this.#step("dial-failed", -1, errno);
     this.#closeServer(true);
     this.#handshake = null;
     this.#dialErrno = moreTelling(this.#dialErrno, errno);
@@ -994,6 +1041,7 @@ export class Session implements Task, Waiter, FrontHost {
     }
     this.#enter(GRANTED);
     syns!.grant(this.#syn);
+    if (this.#traced !== 0) this.#step("granted");
     this.#wait(nowMs + PAIR_MS);
   }
 
@@ -1050,7 +1098,10 @@ export class Session implements Task, Waiter, FrontHost {
       this.#input = null;
     }
     this.#inputEnd = 0;
-    if (this.#phase === UPSTREAM) this.#measure(HANDSHAKE_TIME, SHAKEN_US, SINCE);
+    if (this.#phase === UPSTREAM) {
+      this.#measure(HANDSHAKE_TIME, SHAKEN_US, SINCE);
+      if (this.#traced !== 0) this.#step("handshake-done");
+    }
     if (this.#upstream.kind !== "direct") loops.answered();
     if (this.#syn === NO_SYN) this.#beginRelay();
     else this.#awaitClient();
@@ -1120,6 +1171,7 @@ export class Session implements Task, Waiter, FrontHost {
   }
 
   #passFin(to: Socket): void {
+    if (this.#traced !== 0) this.#step(to === this.server ? "fin-up" : "fin-down");
     this.#engine.sys.shutdown(to.fd, SHUT_WR);
     this.#wait(this.#engine.nowMs + this.#settings.halfClosedMs);
   }
@@ -1147,6 +1199,7 @@ export class Session implements Task, Waiter, FrontHost {
       }
       if (!rest.over) return again;
     }
+    if (this.#traced !== 0) this.#step("reset", -1, dead.errno, dead === client ? "client" : "destination");
     this.#enter(RESET);
     this.#activeMs = this.#engine.nowMs;
     this.#unacked = Infinity;
@@ -1234,6 +1287,7 @@ export class Session implements Task, Waiter, FrontHost {
     const countedUp = numbers[row + (UP >> 3)]!;
     const countedDown = numbers[row + (DOWN >> 3)]!;
     if (up !== countedUp) {
+      if (countedUp === 0 && this.#traced !== 0) this.#step("first-byte-up");
       counters[BYTES_UP]! += up - countedUp;
       numbers[row + (UP >> 3)] = up;
       numbers[row + (ACTIVE >> 3)] = nowMs;
@@ -1242,7 +1296,10 @@ export class Session implements Task, Waiter, FrontHost {
       counters[BYTES_DOWN]! += down - countedDown;
       numbers[row + (DOWN >> 3)] = down;
       numbers[row + (ACTIVE >> 3)] = nowMs;
-      if (countedDown === 0) this.#measure(FIRST_BYTE_TIME, FIRST_BYTE_US, BEGAN);
+      if (countedDown === 0) {
+        this.#measure(FIRST_BYTE_TIME, FIRST_BYTE_US, BEGAN);
+        if (this.#traced !== 0) this.#step("first-byte-down");
+      }
     }
   }
 
@@ -1279,6 +1336,7 @@ export class Session implements Task, Waiter, FrontHost {
     else if (this.client.fd >= 0) this.#closeClient(reset);
     const told = why === FINISHED ? this.#instead : why;
     this.#journal(ENDED, told);
+    if (this.#traced !== 0) this.#step("ended", -1, KINDS[told.reason].detail === "errno" ? told.detail : 0, told.reason);
     this.#enter(OVER);
     engine.ended(this, told, engine.nowMs - this.#startedMs);
   }

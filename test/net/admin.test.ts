@@ -504,7 +504,14 @@ scenario("a SOCKS client's tunnel says who he is, what he named, and by which ad
   const login = { user: "alice", password: "wonderland-7", port: 80 };
   const named = await tunnelBySocks(stage.net.relay, text("127.0.0.1", 1085), { to: "www.inside.example", ...login });
   await named.read(5);
-  const [it, ...others] = (await asker.json<{ tunnels: Record<string, unknown>[] }>("/tunnels?user=alice&destination=.inside.example")).tunnels;
+  type Rows = Record<string, unknown>[];
+  const listed = async (query: string): Promise<Rows> => (await asker.json<{ tunnels: Rows }>(`/tunnels?${query}`)).tunnels;
+  let rows: Rows = [];
+  await eventually("the greeting is counted", async () => {
+    rows = await listed("user=alice&destination=.inside.example");
+    return rows[0]?.["bytes_down"] === 5;
+  });
+  const [it, ...others] = rows;
   assert.equal(others.length, 0);
   const { client, front, state, name, user, destination, egress, source, upstream, bytes_down } = it!;
   assert.deepEqual(
@@ -518,7 +525,8 @@ scenario("a SOCKS client's tunnel says who he is, what he named, and by which ad
   assert.equal((await asker.json<Page>("/tunnels?user=bob")).tunnels.length, 0);
   // Before it has said anything it has a client, and nothing else.
   const silent = await connect(stage.net.relay, "127.0.0.1", 1085);
-  const [waiting] = (await asker.json<{ tunnels: Record<string, unknown>[] }>("/tunnels?state=front")).tunnels;
+  await eventually("it is accepted", async () => (await listed("state=front")).length === 1);
+  const [waiting] = await listed("state=front");
   assert.deepEqual([waiting?.["client"], waiting?.["front"], waiting?.["destination"]], [silent.local, "socks", null]);
   assert.equal((await asker.metrics()).get(`transplice_egress_active_connections{address="${RELAY[4]}"}`), 1);
 });

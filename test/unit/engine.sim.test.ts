@@ -27,6 +27,7 @@ import { LOOPS_BYTES } from "../../src/engine/loops.ts";
 import { BUCKETS } from "../../src/engine/histogram.ts";
 import { type Meter, meterAt, metersBytes, metersRow } from "../../src/engine/meters.ts";
 import { DOWN, RELAY, RESET, rowsBytes, TableReader, textsBytes, UP } from "../../src/engine/table.ts";
+import type { TraceStep } from "../../src/engine/trace.ts";
 import { UpstreamReader, upstreamCountersBytes } from "../../src/engine/upstream-counters.ts";
 import { readSockaddr, type SimulatedKernel } from "../sim/kernel.ts";
 import { WrongByte } from "../sim/peers.ts";
@@ -80,6 +81,7 @@ function play(world: World, endings: Map<string, number>): void {
   const bell = new Bell();
   const bellFd = kernel.eventfd(0, O_NONBLOCK);
   const count = kernel.memory(8);
+  const steps: TraceStep[] = [];
   const answers: Answer[] = [];
   const receive = (answer: Answer): void => {
     answers.push(answer);
@@ -89,12 +91,14 @@ function play(world: World, endings: Map<string, number>): void {
     sys: kernel, clock: () => kernel.now(), wallClock: () => kernel.now(),
     limits, settings, shared, worker: 0, incarnation: 0,
     own: { rows, texts, journal: journalMemory, syns: new SharedArrayBuffer(synsBytes(limits)) },
-    ask: (question) => world.ask(question, receive), toAscii: (name) => name,
+    ask: (question) => world.ask(question, receive), toAscii: (name) => name, onStep: (step) => steps.push(step),
   });
   const admission = new Admission(shared.admission, kernel);
   admission.setEventfd(0, bellFd);
   admission.setLimit(world.tunnelsMax);
   assert.equal(engine.loop.add(bellFd, EPOLLIN, engine.loop.number(bell)), 0);
+  // In every other world each connection is followed: that must not make a difference to it.
+  if (world.seed % 2 === 0) engine.trace([{ bit: 4, client: null, destination: null, name: null }]);
   engine.listen(listener, world.role);
   const queue = world.gate === null ? -1 : kernel.openQueue(world.gate);
   if (queue >= 0) engine.holdSyns(queue, 7, 0);
@@ -173,6 +177,7 @@ function play(world: World, endings: Map<string, number>): void {
   }
   assert.deepEqual([counters[BYTES_UP], counters[BYTES_DOWN]], [told.bytesUp, told.bytesDown]);
   judgeMeters(shared, counters);
+  judgeSteps(steps, told.endings);
   const ports = new Int32Array(shared.loops).subarray(0, 65536);
   assert(ports.every((port) => port === 0), "ports are left");
   world.judgeCounted(shared);
@@ -203,6 +208,26 @@ function judgeMeters({ meters, upstreams }: Shared, counters: Float64Array): voi
     assert.equal(active, 0, "connections of an upstream that are open");
     assert(dials >= dialFailures + handshakeFailures, "failures of an upstream");
   }
+}
+
+/** Who is followed is followed from the first step to the last, in order, each once. */
+function judgeSteps(steps: readonly TraceStep[], endings: ReadonlyMap<Reason, number>): void {
+  const lives = new Map<number, TraceStep[]>();
+  for (const step of steps) lives.set(step.id, [...(lives.get(step.id) ?? []), step]);
+  const ended = new Map<string, number>();
+  for (const life of lives.values()) {
+    const names = life.map(({ step }) => step);
+    assert.deepEqual(names.slice(0, 2), ["accepted", "destination"], `a life begins with ${names}`);
+    for (const once of ["accepted", "connected", "handshake-done", "first-byte-down", "ended"] as const) {
+      assert(names.filter((name) => name === once).length <= 1, `${once} twice: ${names}`);
+    }
+    const last = life.at(-1)!;
+    assert.equal(last.step, "ended", `a life ends with ${names}`);
+    assert(life.every(({ bits, dropped }) => bits === 4 && dropped === 0), "steps that nobody asked for");
+    assert(life.every(({ atMs }, i) => i === 0 || atMs >= life[i - 1]!.atMs), "steps go back in time");
+    ended.set(last.text, (ended.get(last.text) ?? 0) + 1);
+  }
+  for (const [reason, count] of ended) assert(count <= (endings.get(reason as Reason) ?? 0), `too many of ${reason}`);
 }
 
 function makeListener(kernel: SimulatedKernel, world: World): number {
