@@ -164,6 +164,7 @@ export class SocksFront {
     this.candidates = NOBODY;
     this.port = 0;
     this.why = null;
+    this.#attempts = NONE;
     const { rows } = this.#engine;
     const { bytes } = rows;
     const client = this.#client();

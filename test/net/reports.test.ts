@@ -5,7 +5,7 @@
 import { strict as assert } from "node:assert";
 import { getSystemErrorName } from "node:util";
 import { readReport } from "../../src/protocol/report.ts";
-import { connect, type Peer, text } from "./actors.ts";
+import { connect, type Peer, sleep, text } from "./actors.ts";
 import { dmz, egress, NOWHERE, POOL, PORT, WHOLE_POOL, web } from "./dmz.ts";
 import { DENIED, FAMILIES, PROXY, SERVER } from "./network.ts";
 import { Names } from "./names.ts";
@@ -144,6 +144,24 @@ scenario("of a name each address that was tried is reported, with what came of i
   for (const { address, source } of report.attempts) {
     const from = addressText(Buffer.from(source!));
     assert.ok((POOL[address.length === 4 ? 4 : 6] as readonly string[]).includes(from), from);
+  }
+});
+
+scenario("a report has nothing of those before it", async (stage) => {
+  await egress(stage, { workers: 1 });
+  for (const [to, errno] of [[SERVER[4], "ECONNREFUSED"], [NOWHERE.noRoute[4], "ENETUNREACH"], [SERVER[4], "ECONNREFUSED"]] as const) {
+    const peer = await dial(stage.net.relay, text(PROXY[4], PORT));
+    peer.write(greeting(0xe0));
+    await peer.read(2);
+    peer.write(request(to, 81));
+    await reply5(peer);
+    const length = (await peer.read(2)).readUInt16BE();
+    const { attempts } = readReport(await peer.read(length), 0, length)!;
+    assert.deepEqual(attempts.map((it) => [addressText(Buffer.from(it.address)), getSystemErrorName(-it.errno)]), [[to, errno]]);
+    // So that the next one has the place of this one.
+    assert.equal(await peer.ending(), "fin");
+    peer.destroy();
+    await sleep(200);
   }
 });
 
