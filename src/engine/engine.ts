@@ -332,6 +332,11 @@ export class Engine {
     if (letGo && lane >= 0) for (const session of this.#sessions) session.letGo(lane);
   }
 
+  /** Connections that are accepted, and have no place yet. */
+  get parked(): number {
+    return [...this.#listeners.values()].reduce((sum, listener) => sum + listener.parked, 0);
+  }
+
   get listening(): readonly number[] {
     return [...this.#listeners.keys()];
   }
@@ -361,7 +366,7 @@ export class Engine {
   }
 
   dispose(): void {
-    assert(this.tunnels === 0, "an engine is disposed of when its tunnels are over");
+    assert(this.tunnels + this.parked === 0, "an engine is disposed of when its tunnels are over");
     assert(this.pipes.lent === 0 && this.buffers.lent === 0, "everything borrowed came home");
     this.syns?.dispose();
     this.#listeners.clear(); // Their fds are their maker's, and epoll forgets them as it closes.
@@ -515,6 +520,10 @@ class Listener implements Source, Task, Waiter {
     this.#engine = engine;
     this.#fd = fd;
     this.#role = role;
+  }
+
+  get parked(): number {
+    return this.#parked.length;
   }
 
   get waiting(): boolean {

@@ -46,6 +46,8 @@ const PAIR_MS = 5000;
 /** Endings of tunnels whose client and server never met, though each was there for a while. */
 const NEVER_RELAYED: readonly string[] = [
   "client-left", "dial-failed", "dial-timeout", "upstream-closed", "handshake-timeout", "resources",
+  // Of a second attempt, for a client that came too late for the tunnel that stood.
+  "upstream-status", "upstream-refused", "upstream-auth", "upstream-no-method", "upstream-malformed",
 ];
 
 export class RedirectedWorld extends World {
@@ -189,7 +191,9 @@ export class RedirectedWorld extends World {
     }
     assert.equal(kind, "redirected", "a connection was served that should have been refused");
     assert(record !== null, "no word of the tunnel's end");
-    const letGo = this.gate !== null && record.reason === "drain" && record.bytesUp + record.bytesDown === 0;
+    // Or it stood, and nobody had said a word in it.
+    const heard = record.bytesUp + record.bytesDown > 0 || server.sawEnd || client.sawEnd;
+    const letGo = this.gate !== null && record.reason === "drain" && !heard;
     if (letGo || NEVER_RELAYED.includes(record.reason)) {
       const why = record.reason === "client-left" ? client : server;
       const gone = why.left || why.tcp.hasReset;

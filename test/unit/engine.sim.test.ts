@@ -106,7 +106,7 @@ function play(world: World, endings: Map<string, number>): void {
 
   const told = { endings: new Map<Reason, number>(), bytesUp: 0, bytesDown: 0 };
   let [listening, cut, configured] = [true, false, false];
-  while (!world.over || engine.tunnels > 0 || answers.length > 0) {
+  while (!world.over || engine.tunnels + engine.parked > 0 || answers.length > 0) {
     const { sleeps, pipesWithBytes } = kernel;
     const { lent } = engine.pipes;
     engine.turn();
