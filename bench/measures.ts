@@ -9,9 +9,11 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
-  BIN, cpuBetween, isTruthful, listening, logOf, readCpu, readUsage, roleOf, startSubject, stop, TARGET_PORT,
+  adminPortOf, BIN, cpuBetween, isTruthful, listening, logOf, readCpu, readUsage, readWorkerCpu, roleOf, startSubject, stop, TARGET_PORT,
   type Role, type Subject, type SubjectName, type SubjectOptions,
 } from "./subjects.ts";
+import { median } from "./middle.ts";
+import { Watchers } from "./watchers.ts";
 
 export type Numbers = Readonly<Record<string, number>>;
 
@@ -55,7 +57,8 @@ export type Measure = Described & (
 
 const are = (role: Role) => (name: SubjectName) => roleOf(name) === role;
 /** Those that differ from the moment of the connection on. */
-const connecting = (name: SubjectName) => are("relay")(name) && name !== "transplice+log";
+const unwatched = (name: SubjectName) => are("relay")(name) && name !== "transplice+admin";
+const connecting = (name: SubjectName) => unwatched(name) && name !== "transplice+log";
 const everyone = (name: SubjectName) => connecting(name) && !isTruthful(name);
 const relays = (name: SubjectName) => everyone(name) && name !== "direct";
 
@@ -94,7 +97,7 @@ export const MEASURES = {
   "down-1": bulk("down", 1, everyone),
   "up-4": bulk("up", 4, everyone),
   "up-1": bulk("up", 1, everyone),
-  rr: { ...SHORT, subjects: are("relay") },
+  rr: { ...SHORT, subjects: unwatched },
   "rr-1": {
     ...SHORT,
     title: "short connections, one at a time",
@@ -127,6 +130,18 @@ export const MEASURES = {
     columns: [
       ["messages", "messages", 0], ["grownKiB", "RSS grown KiB", 0],
       ["collections", "collections", 0], ["garbage", "garbage bytes/message", 1],
+    ],
+  },
+  watched: {
+    title: "9,000 idle tunnels and traffic, watched by 10 scrapes a second and 3 open pages: against the same unwatched",
+    kind: "alone",
+    oneIn: 1,
+    subjects: (name) => name === "transplice+admin",
+    run: watched,
+    columns: [
+      ["tunnels", "tunnels", 0], ["trips", "round trips/s", 3], ["tripsP99", "their p99", 3],
+      ["tripCpu", "worker's CPU for each", 3], ["shorts", "conn/s", 3], ["shortCpu", "worker's CPU for each", 3],
+      ["scrapes", "scrapes/s", 1], ["events", "events/s", 1], ["mainCpu", "main's CPU, share", 3],
     ],
   },
   "egress-down-4": bulk("down", 4, are("egress")),
@@ -355,6 +370,51 @@ async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): P
       tunnels,
       baseMiB: base.privateBytes / 2 ** 20,
     };
+  });
+}
+
+const WATCHED_ROUNDS = 4;
+
+interface Round {
+  readonly perSecond: number;
+  readonly p99: number;
+  readonly workerNs: number;
+}
+
+/** Ratios of watched to unwatched, of rounds that follow each other; medians. */
+async function watched(name: SubjectName, scale: Scale, options: SubjectOptions): Promise<Numbers> {
+  return withFresh(name, options, async (fresh) => {
+    const idlers = await Load.ready(fresh, "idle", ["-c", `${scale.idle[1]}`]);
+    const round = async (role: string): Promise<Round> => {
+      const one = await Load.ready(fresh, role, ["-c", "64", "-t", `${2 * scale.seconds}`]);
+      const before = readWorkerCpu(fresh.pid);
+      const { perSecond, p99, done } = await one.run();
+      const workerNs = (readWorkerCpu(fresh.pid) - before) / done;
+      await one.end();
+      return { perSecond, p99, workerNs };
+    };
+    const pair = async (): Promise<[trips: Round, shorts: Round]> => [await round("pp"), await round("rr")];
+    await pair();
+    const ratios: Numbers[] = [];
+    for (let i = 0; i < WATCHED_ROUNDS; i++) {
+      const alone = i % 2 === 0 ? await pair() : null;
+      const watchers = await Watchers.begin(adminPortOf(name));
+      const [scrapes, events, begin] = [watchers.scrapes, watchers.events, performance.now()];
+      const [cpu, workerCpu] = [readCpu(fresh.pid), readWorkerCpu(fresh.pid)];
+      const [trips, shorts] = await pair();
+      const mainNs = cpuBetween(cpu, readCpu(fresh.pid)) - (readWorkerCpu(fresh.pid) - workerCpu);
+      const seconds = (performance.now() - begin) / 1000;
+      const seen = { scrapes: (watchers.scrapes - scrapes) / seconds, events: (watchers.events - events) / seconds };
+      await watchers.end();
+      const [tripsAlone, shortsAlone] = alone ?? (await pair());
+      ratios.push({
+        ...seen, mainCpu: mainNs / 1e9 / seconds, tunnels: idlers.standing,
+        trips: trips.perSecond / tripsAlone.perSecond, tripsP99: trips.p99 / tripsAlone.p99, tripCpu: trips.workerNs / tripsAlone.workerNs,
+        shorts: shorts.perSecond / shortsAlone.perSecond, shortCpu: shorts.workerNs / shortsAlone.workerNs,
+      });
+    }
+    await idlers.end();
+    return Object.fromEntries(Object.keys(ratios[0]!).map((key) => [key, median(ratios.map((each) => each[key]!))]));
   });
 }
 

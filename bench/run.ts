@@ -26,7 +26,7 @@ import {
 } from "./subjects.ts";
 
 /** What --quick is content with. */
-const QUICK_SUBJECTS = "direct,limit,transplice,transplice+truthful,transplice-egress,transplice-chain";
+const QUICK_SUBJECTS = "direct,limit,transplice,transplice+truthful,transplice+admin,transplice-egress,transplice-chain";
 /** A measurement waits while others have more of the machine than this, and if they had, ... */
 const OTHERS_MAX = 0.05;
 /** ... is made again, so often at most. */
@@ -34,10 +34,10 @@ const ATTEMPTS = 3;
 /** Waiting and repeating, all measurements together: a busy machine must not hold us for hours. */
 const PATIENCE_MS = 180_000;
 const QUICK_MEASURES =
-  "down-4,up-4,rr,rr-1,pp-64,http,ttfb-20,fail-host,fail-refused,idle,heap,egress-down-4,egress-rr,egress-idle,chain-rr";
+  "down-4,up-4,rr,rr-1,pp-64,http,ttfb-20,fail-host,fail-refused,idle,heap,watched,egress-down-4,egress-rr,egress-idle,chain-rr";
 /** Who must not lose a connection. */
 const OURS = [
-  "direct", "limit", "transplice", "transplice+truthful", "transplice-egress", "transplice-chain",
+  "direct", "limit", "transplice", "transplice+truthful", "transplice+admin", "transplice-egress", "transplice-chain",
 ] as const;
 
 const { values: flags } = parseArgs({

@@ -19,11 +19,12 @@ export const TARGET_PORT = 1080;
 const FIRST_PORT = 1100;
 /** Of the chains' egresses, which are nobody else's to speak to. */
 const FIRST_INNER_PORT = 1200;
+const ADMIN_OFFSET = 200;
 /** Of this host, and not loopback's own: it is where egresses go, at TARGET_PORT. */
 export const DESTINATION = "198.18.0.1";
 
 const RELAYS = [
-  "direct", "limit", "transplice", "transplice+log", "transplice+truthful", "node-pipe", "redsocks",
+  "direct", "limit", "transplice", "transplice+log", "transplice+truthful", "transplice+admin", "node-pipe", "redsocks",
   "transocks",
 ] as const;
 const EGRESSES = ["transplice-egress", "usocksd", "dante", "microsocks"] as const;
@@ -92,6 +93,9 @@ export const portOf = (name: SubjectName): number => FIRST_PORT + SUBJECTS.index
 const innerPortOf = (name: SubjectName): number => FIRST_INNER_PORT + SUBJECTS.indexOf(name);
 
 /** Whose SYNs are held, in the NFQUEUE of the port's number. */
+/** Where the subject that is watched shows itself. */
+export const adminPortOf = (name: SubjectName): number => portOf(name) + ADMIN_OFFSET;
+
 export const isTruthful = (name: SubjectName): boolean => name === "transplice+truthful";
 
 /** What is redirected to the subject's port, as its rule says it to each tool of the firewall. */
@@ -132,6 +136,15 @@ export async function startSubject(name: SubjectName, options: SubjectOptions): 
   return { name, ...wayThrough(name, options.ipv6), process: child, pid: child.pid! };
 }
 
+/** CPU of the one worker's thread, in ns: it has a name of its own. */
+export function readWorkerCpu(pid: number): number {
+  for (const tid of readdirSync(`/proc/${pid}/task`)) {
+    const at = `/proc/${pid}/task/${tid}`;
+    if (readFileSync(`${at}/comm`, "utf8").trim() === "transplice-0") return Number(readFileSync(`${at}/schedstat`, "utf8").split(" ")[0]);
+  }
+  throw new Error("there is no worker's thread");
+}
+
 export const logOf = (name: SubjectName): string => `${SCRATCH}${name}.log`;
 
 /** Ends a process by its pid: TERM, and KILL when its patience has ended. */
@@ -167,6 +180,10 @@ function commandOf(name: SubjectName, options: SubjectOptions): string[] {
       return transplice(name, options, [
         ...relayKeys(port, TARGET_PORT), "[connect]", "truthful = true", 'without = "refuse"',
         `queue = ${port}`,
+      ], "warning");
+    case "transplice+admin":
+      return transplice(name, options, [
+        ...relayKeys(port, TARGET_PORT), "[admin]", `listen = "127.0.0.1:${adminPortOf(name)}"`,
       ], "warning");
     case "transplice-egress":
       return transplice(name, options, egressKeys(port), "warning");
