@@ -194,7 +194,9 @@ export class RedirectedWorld extends World {
     // Or it stood, and nobody had said a word in it.
     const heard = record.bytesUp + record.bytesDown > 0 || server.sawEnd || client.sawEnd;
     const letGo = this.gate !== null && record.reason === "drain" && !heard;
-    if (letGo || NEVER_RELAYED.includes(record.reason)) {
+    // The second time it was dialled for, the upstream would not have it.
+    const refusedAgain = this.#mayBeginAgain && record.reason.startsWith("upstream-") && !heard;
+    if (letGo || refusedAgain || NEVER_RELAYED.includes(record.reason)) {
       const why = record.reason === "client-left" ? client : server;
       const gone = why.left || why.tcp.hasReset;
       assert(gone || this.#mayFail, "the tunnel's end was put on someone who was there");
