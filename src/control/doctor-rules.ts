@@ -253,6 +253,7 @@ async function arrive(
   if (typeof dialled === "number") return dialled === -EPERM ? "unlike" : "silence";
   const { fd, socket } = dialled;
   try {
+    // Not by connection tracking: it also knows what a rule behind the redirect has dropped.
     const row = landing(sys, fd);
     if (row !== null) return ports.includes(row.localPort) ? "here" : "elsewhere";
     return await new Promise((resolve) => {

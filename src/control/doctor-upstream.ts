@@ -11,15 +11,14 @@ import { edit, type Setup } from "./doctor-rules.ts";
 import { type Finding, finding, type FindingId } from "./finding.ts";
 import { addressesOf } from "./firewall.ts";
 import { Refusal } from "./firewall-tools.ts";
-import { readText, sameAddress, type SocketRow } from "./host.ts";
-import { type Identity, probe, type Probed } from "./probe.ts";
+import { readText, sameAddress } from "./host.ts";
+import { type Identity, type Landing, probe, type Probed } from "./probe.ts";
 
 type Proxy = Exclude<Upstream, { kind: "direct" }>;
 
 /** However patient the configuration is. */
 const PATIENCE_MAX_MS = 5000;
 const NAMESERVER_MS = 2000;
-const ATTEMPTS = 10;
 
 export interface UpstreamExamined {
   readonly addresses: readonly SocketAddress[];
@@ -51,15 +50,15 @@ async function examineProxy(sys: Syscalls, setup: Setup, upstream: Proxy, identi
 
 async function examineAddress(sys: Syscalls, setup: Setup, upstream: Proxy, to: SocketAddress, identity: Identity): Promise<Finding[]> {
   const { dialMs, handshakeMs } = setup.config.timeouts;
-  const landed: SocketRow[] = [];
-  const attempt = (): Promise<Probed> => probe({
+  const landed: Landing[] = [];
+  const { listen, relays } = setup.config;
+  const ports = [...listen, ...relays.flatMap((relay) => relay.listen)].map(({ bytes }) => portOf(bytes, 0));
+  const outcome = await probe({
     sys, to, identity, kind: upstream.kind, credentials: upstream.credentials,
     patienceMs: Math.min(PATIENCE_MAX_MS, dialMs + handshakeMs),
-    onLanding: (row) => landed.push(row),
+    onLanding: (it) => landed.push(it),
+    ports,
   });
-  let outcome = await attempt();
-  // A loop is torn by whom it goes through, perhaps before we have looked where it leads.
-  for (let again = 0; again < ATTEMPTS && landed.length === 0 && !outcome.ok && outcome.at === "closed"; again++) outcome = await attempt();
   const row = landed[0] ?? null;
   if (row !== null && isElsewhere(row, to)) {
     return [finding("broken", "upstream-redirected",
@@ -70,7 +69,7 @@ async function examineAddress(sys: Syscalls, setup: Setup, upstream: Proxy, to: 
 }
 
 /** Where no address of this host was meant, or another port. */
-const isElsewhere = (row: SocketRow, { bytes }: SocketAddress): boolean =>
+const isElsewhere = (row: Landing, { bytes }: SocketAddress): boolean =>
   row.localPort !== portOf(bytes, 0) || !sameAddress(row.local, addressOf(bytes, 0));
 
 const WORDS: Readonly<Record<string, readonly [words: string, shows: "nc" | "route"]>> = {

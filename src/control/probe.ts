@@ -9,7 +9,9 @@
 import { request } from "node:http";
 import { Socket } from "node:net";
 import { getSystemErrorName } from "node:util";
-import { EINPROGRESS, EPERM, SO_MARK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOCKADDR_SIZE, SOL_SOCKET } from "../../native-bindings/constants.ts";
+import { EINPROGRESS, EPERM, MSG_DONTWAIT, SO_MARK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOCKADDR_SIZE, SOL_SOCKET } from "../../native-bindings/constants.ts";
+import { CONNTRACK_REQUEST_BYTES, originalPort, writeConntrackGet } from "../../native-bindings/nfnetlink-conntrack.ts";
+import { AF_NETLINK, NETLINK_NETFILTER, SOCK_RAW } from "../../native-bindings/nfnetlink-queue.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import type { SocketAddress } from "../config/config.ts";
 import { endpointText, portOf } from "../config/endpoint.ts";
@@ -71,20 +73,46 @@ export interface ProbeOptions {
   readonly identity: Identity;
   /** For all of it. */
   readonly patienceMs: number;
+  /** Our own: whether the connection has come to one of them is looked for most closely. */
+  readonly ports?: readonly number[];
   /** Told at once where on this host the connection has arrived, if it has. */
-  readonly onLanding?: (row: SocketRow) => void;
+  readonly onLanding?: (landing: Landing) => void;
 }
+
+export type Landing = Pick<SocketRow, "local" | "localPort">;
 
 /**
  * The other end of a connection, if it is on this host: what a rule has redirected is here, whatever
- * address was dialled. Loopback's handshake is over when connect() returns.
+ * address was dialled. Loopback's handshake is over when connect() returns. A program of that end that
+ * is quick may have closed it already: of the ports that are named, connection tracking still knows.
  */
-export function landing(sys: Syscalls, fd: number): SocketRow | null {
+export function landing(sys: Syscalls, fd: number, ports: readonly number[] = []): Landing | null {
   const name = sys.memory(SOCKADDR_SIZE);
   if (sys.getsockname(fd, name, 0) < 0) return null;
   const address = addressOf(name.bytes, 0);
   const port = portOf(name.bytes, 0);
-  return sockets().find(({ remote, remotePort }) => remotePort === port && sameAddress(remote, address)) ?? null;
+  const row = sockets().find(({ remote, remotePort }) => remotePort === port && sameAddress(remote, address));
+  if (row !== undefined) return row;
+  const local = address.length === 4 ? LOOPBACK[4] : LOOPBACK[6];
+  const localPort = ports.find((each) => isAnsweredFrom(sys, local, each, address, port));
+  return localPort === undefined ? null : { local, localPort };
+}
+
+/** REDIRECT leads this host's own connections there. */
+const LOOPBACK = { 4: Uint8Array.of(127, 0, 0, 1), 6: Uint8Array.of(0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1) } as const;
+const CONNTRACK_ANSWER_BYTES = 2048;
+
+/** Without CAP_NET_ADMIN the kernel does not say, and it is no. */
+function isAnsweredFrom(sys: Syscalls, from: Uint8Array, fromPort: number, to: Uint8Array, toPort: number): boolean {
+  const fd = sys.socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_NETFILTER);
+  if (fd < 0) return false;
+  const request = sys.memory(CONNTRACK_REQUEST_BYTES);
+  const answer = sys.memory(CONNTRACK_ANSWER_BYTES);
+  const length = writeConntrackGet(request, from.length === 4 ? 4 : 6, from, fromPort, to, toPort);
+  const sent = sys.send(fd, request, 0, length, MSG_DONTWAIT);
+  const found = sent < 0 ? 0 : originalPort(answer, sys.recv(fd, answer, 0, CONNTRACK_ANSWER_BYTES, MSG_DONTWAIT));
+  sys.close(fd);
+  return found === toPort;
 }
 
 const CONNECTED_MS = 10;
@@ -97,8 +125,9 @@ export async function probe(options: ProbeOptions): Promise<Probed> {
   const { fd, socket } = dialled;
   const peer = sys.memory(SOCKADDR_SIZE);
   const isConnected = (): boolean => sys.getpeername(fd, peer, 0) >= 0;
-  const row = options.onLanding === undefined ? null : landing(sys, fd);
-  if (row !== null) options.onLanding?.(row);
+  const { onLanding, ports } = options;
+  const landed = onLanding === undefined ? null : landing(sys, fd, ports);
+  if (landed !== null) onLanding?.(landed);
   let timer: NodeJS.Timeout | undefined;
   let watch: NodeJS.Timeout | undefined;
   const probed = await new Promise<Probed>((resolve) => {
