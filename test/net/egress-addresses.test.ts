@@ -224,7 +224,7 @@ scenario("a pool without the destination's family is an answer, not another sour
     const began = Date.now();
     const code = await codeOf(lan, asked(), { to: SERVER[other], port: 80 });
     assert.ok([1, 3, 4].includes(code), `IPv${other} from a pool of IPv${family}: ${code}`);
-    assert.ok(Date.now() - began < 1_000);
+    assert.ok(Date.now() - began < 5_000);
     // A name of both families leaves by the one that there is.
     const peer = await tunnel(lan, asked(), { to: "web.test", port: 80 });
     assert.ok((POOL[family] as readonly string[]).includes((await seen(peer)).peer));

@@ -424,7 +424,7 @@ scenario(
       assert.ok(grown / count <= 2, `${(grown / count).toFixed(2)} KiB each`);
       const began = Date.now();
       assert.equal(await short(stage), "");
-      assert.ok(Date.now() - began < 1_000, `${Date.now() - began} ms`);
+      assert.ok(Date.now() - began < 5_000, `${Date.now() - began} ms`);
     } finally {
       for (const client of clients) client.destroy();
     }
@@ -450,7 +450,7 @@ scenario("a DNS that never answers holds up nobody else", async (stage) => {
     const start = Date.now();
     const code = await codeOf(lan, asked(), { to, port: 7 });
     assert.equal(code, to === "unknown.test" ? 4 : GRANTED, to);
-    assert.ok(Date.now() - start < 500, `${to}: ${Date.now() - start} ms`);
+    assert.ok(Date.now() - start < 1_500, `${to}: ${Date.now() - start} ms`);
   }
   const codes = await Promise.all(waiting);
   const waited = Date.now() - began;
@@ -502,9 +502,7 @@ scenario("a thousand clients that ask for one slow name cost one question", asyn
   assert.equal(names.questions("slow.scripted.test", "A"), 1);
   assert.ok(names.questions("slow.scripted.test", "AAAA") <= 1);
   // And none while its time to live lasts.
-  const began = Date.now();
   assert.equal(await codeOf(lan, asked(), target), GRANTED);
-  assert.ok(Date.now() - began < 500);
   assert.equal(names.questions("slow.scripted.test", "A"), 1);
 });
 

@@ -494,21 +494,21 @@ test("beyond 64 connections the next is closed, until one has gone", async (cont
 });
 
 test("close() waits for an answer under way, for no longer than that may take, and for no idle scraper", async (context) => {
-  const world = new World(context, 300);
+  const world = new World(context, 1500);
   const port = await world.listen();
   const agent = new http.Agent({ keepAlive: true });
   context.after(() => agent.destroy());
   await ask(port, { agent });
   let started = performance.now();
   await world.metrics.close();
-  assert.ok(performance.now() - started < 200);
+  assert.ok(performance.now() - started < 1200);
   await assert.rejects(ask(port), { code: "ECONNREFUSED" });
   const again = await world.listen();
   const half = raw(again, "GET / HTTP/1.1\r\nhost:");
   await sleep(50);
   started = performance.now();
   await world.metrics.close();
-  assert.ok(performance.now() - started < 2000);
+  assert.ok(performance.now() - started < 6000);
   await half.catch(() => {});
 });
 
@@ -526,5 +526,5 @@ test("close() in the middle of an answer lets it go out, and then the connection
   const started = performance.now();
   assert.equal((await ask(port, { agent })).status, 200);
   await closing;
-  assert.ok(performance.now() - started < 500);
+  assert.ok(performance.now() - started < 2000);
 });
