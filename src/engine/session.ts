@@ -82,9 +82,9 @@ const RACE_MS = 250;
 const RACERS_MOST = 3;
 /** What SOCKS5 would reply: RFC 1928 section 6. */
 const ADDRESS_TYPE_NOT_SUPPORTED = 8;
-/** A client that has said FIN may be gone: asked at once, then after this time, four times it, ... */
+/** A client that has said FIN may be gone: asked at once, then as long after as it has been here, ... */
 const LEFT_LOOK_MS = 10;
-/** ... and in the end so often. */
+/** ... and so often at least. */
 const LEFT_LOOK_MOST_MS = 1000;
 /** Main has its own deadline for a name; this is for the way there and back. */
 const ANSWER_MS = 1000;
@@ -155,9 +155,8 @@ export class Session implements Task, Waiter, FrontHost {
   #unacked = 0;
   /** Who follows this tunnel, as bits: nearly always nobody. */
   #traced = 0;
-  /** When it is next to be asked whether a client that has said FIN is gone, and how long after. */
+  /** When it is next to be asked whether a client that has said FIN is gone. */
   #leftLookMs = 0;
-  #leftStepMs = 0;
 
   // Its deadline: when it is due, and when the wheel will ask, which may be sooner.
   #dueMs = 0;
@@ -232,7 +231,6 @@ export class Session implements Task, Waiter, FrontHost {
     this.#downFinPassed = false;
     this.#tuned = false;
     this.#leftLookMs = 0;
-    this.#leftStepMs = LEFT_LOOK_MS;
     this.#traced = 0;
     this.client.reset(fd);
     this.#upFlow?.reset();
@@ -286,9 +284,9 @@ export class Session implements Task, Waiter, FrontHost {
         this.#end(ending(halfClosed ? "half-closed-timeout" : "idle-timeout"));
         return -1;
       }
-      if (this.#tuned) this.#lookForPauses();
+      if (this.#tuned) this.#limitSilence();
       else if (nowMs >= this.#startedMs + TUNE_AFTER_MS) this.#tune();
-      const again = this.#tuned ? nowMs + this.#settings.userTimeoutMs / 3 : this.#startedMs + TUNE_AFTER_MS;
+      const again = this.#tuned ? nowMs + Math.ceil(this.#settings.userTimeoutMs / 3) : this.#startedMs + TUNE_AFTER_MS;
       this.#askedMs = Math.min(this.#dueMs, again);
       return this.#askedMs;
     }
@@ -1022,8 +1020,8 @@ export class Session implements Task, Waiter, FrontHost {
     if (!own.isLocal(rows.bytes, client)) return false;
     if (nowMs >= this.#leftLookMs) {
       if (orphans.has(rows.bytes, client, rows.bytes, this.row + DESTINATION)) return true;
-      this.#leftLookMs = nowMs + this.#leftStepMs;
-      this.#leftStepMs = Math.min(4 * this.#leftStepMs, LEFT_LOOK_MOST_MS);
+      const hereMs = nowMs - this.#startedMs;
+      this.#leftLookMs = nowMs + Math.min(Math.max(hereMs, LEFT_LOOK_MS), LEFT_LOOK_MOST_MS);
     }
     this.#askBy(Math.min(this.#leftLookMs, this.#dueMs));
     return false;
@@ -1247,10 +1245,7 @@ export class Session implements Task, Waiter, FrontHost {
       sys.setsockopt(fd, SOL_TCP, TCP_KEEPINTVL, Math.ceil(settings.keepaliveIntervalMs / 1000));
       sys.setsockopt(fd, SOL_TCP, TCP_KEEPCNT, settings.keepaliveProbes);
     }
-    for (const end of [this.client, this.server]) {
-      if (!this.#isPaused(end)) sys.setsockopt(end.fd, SOL_TCP, TCP_USER_TIMEOUT, settings.userTimeoutMs);
-      else end.paused = true;
-    }
+    this.#limitSilence();
   }
 
   /**
@@ -1259,12 +1254,9 @@ export class Session implements Task, Waiter, FrontHost {
    * meanwhile, which leaves tcp_retries2 for a peer that goes then. To be called several times in
    * that time.
    */
-  #lookForPauses(): void {
+  #limitSilence(): void {
     for (const end of [this.client, this.server]) {
-      const paused = this.#isPaused(end);
-      if (paused === end.paused) continue;
-      end.paused = paused;
-      const ms = paused ? 0 : this.#settings.userTimeoutMs;
+      const ms = this.#isPaused(end) ? 0 : this.#settings.userTimeoutMs;
       this.#engine.sys.setsockopt(end.fd, SOL_TCP, TCP_USER_TIMEOUT, ms);
     }
   }

@@ -33,8 +33,6 @@ export class Socket implements Source {
   errno = 0;
   /** It is registered with the loop. */
   watched = false;
-  /** Its peer answers, but takes nothing: when that was last looked at. */
-  paused = false;
   #watchesWriting = false;
 
   constructor(loop: Loop, task: Task) {
@@ -53,7 +51,6 @@ export class Socket implements Source {
     this.urgent = false;
     this.errno = 0;
     this.watched = false;
-    this.paused = false;
     this.#watchesWriting = false;
   }
 
