@@ -205,6 +205,13 @@ async function up(command: Command & { kind: "up" }): Promise<number> {
 
 async function run(command: Command & { kind: "run" }, temporary: UpSource | null = null): Promise<number> {
   const { file, overrides, reading } = command;
+  // Whoever signals a process that is starting does not mean to end it, or to open node's debugger.
+  let early = false;
+  const remember = (): void => {
+    early = true;
+  };
+  const ignore = (): void => {};
+  process.on("SIGHUP", remember).on("SIGUSR1", ignore).on("SIGUSR2", ignore);
   await import("./control/observatory.ts"); // A part of what comes next, so that it is less at once.
   const { Service } = await import("./control/service.ts");
   const environment = readEnvironment();
@@ -330,9 +337,12 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   });
   process.on("SIGTERM", stop);
   process.on("SIGINT", stop);
-  process.on("SIGHUP", () => {
+  const again = (): void => {
     if (!stopping) work = work.then(reload);
-  });
+  };
+  process.on("SIGHUP", again);
+  process.off("SIGHUP", remember);
+  if (early) again();
   process.on("SIGUSR1", () => {
     // What goes wrong it tells itself, and goes on with the old file.
     if (log.reopen() === null) log.info("the log file is open again");

@@ -124,6 +124,21 @@ scenario("a broken file on HUP: told with its line, and nothing changes", async 
   assert.equal(await short(stage), "");
 });
 
+scenario("HUP, USR1 and USR2 while it starts: it starts, and reads the file again", async (stage) => {
+  const upstream = stage.upstream({ protocol: "socks5", echoes: true });
+  const relay = stage.relayStarting({ listen: LISTEN, proxy_url: upstream.url() });
+  // Before that, node itself is starting, and nobody can ask it for anything.
+  const caught = (): boolean => {
+    const status = readFileSync(`/proc/${relay.process.pid}/status`, "utf8");
+    return (BigInt(`0x${/^SigCgt:\s*([0-9a-f]+)/m.exec(status)![1]}`) & 1n) === 1n;
+  };
+  await eventually("HUP is caught", caught);
+  for (const signal of ["SIGHUP", "SIGUSR1", "SIGUSR2"] as const) relay.process.signal(signal);
+  await relay.ready();
+  await relay.logged("the reload", ({ message }) => message === "the configuration is taken on");
+  assert.doesNotMatch(relay.process.output, /Debugger/);
+});
+
 scenario("HUP adds listeners and takes them away", async (stage) => {
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const settings = { listen: ["127.0.0.1:1081"], proxy_url: upstream.url() };
