@@ -169,6 +169,13 @@ export class Peer {
  * the same moment has been one: its peer has ended by a reset. A refused one is an error. `from`
  * is an address of the host's, where it has several.
  */
+const clients = new Set<Socket>();
+
+/** Ends what connect() has begun and nobody has ended: it would keep this process for ever. */
+export function abandonClients(): void {
+  for (const socket of clients) socket.destroy();
+}
+
 export async function connect(
   host: Place,
   address: string,
@@ -177,6 +184,8 @@ export async function connect(
 ): Promise<Peer> {
   const { onread, from } = options;
   const socket = new Socket({ allowHalfOpen: true, ...(onread === undefined ? {} : { onread }) });
+  clients.add(socket);
+  socket.once("close", () => clients.delete(socket));
   const peer = new Peer(socket, options);
   await new Promise<void>((resolve, reject) => {
     socket.once("connect", resolve);

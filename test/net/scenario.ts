@@ -3,7 +3,7 @@
  * output is shown if it fails.
  */
 import { test, type TestContext } from "node:test";
-import { Listener } from "./actors.ts";
+import { abandonClients, Listener } from "./actors.ts";
 import { type Backend, intercept, type Interception, refusal, type Rules } from "./firewall.ts";
 import { type Network, network } from "./network.ts";
 import type { Process } from "./process.ts";
@@ -98,6 +98,7 @@ export class Stage {
   /** May come before the scenario's own end, where it plays the same twice. */
   async end(): Promise<void> {
     for (const undo of this.#undo.splice(0).reverse()) await undo();
+    abandonClients();
   }
 
   /** The last words of each program. */

@@ -6,6 +6,7 @@
 import { strict as assert } from "node:assert";
 import { spawnSync } from "node:child_process";
 import { existsSync, readdirSync, readFileSync, rmdirSync } from "node:fs";
+import { relative } from "node:path";
 import { fileURLToPath } from "node:url";
 import { eventually } from "./actors.ts";
 import { MAIN } from "./relay.ts";
@@ -13,7 +14,7 @@ import { type Host, unprivileged } from "./sandbox.ts";
 import type { Stage } from "./scenario.ts";
 
 const SYSTEMD = "/lib/systemd/systemd";
-const UNITS = fileURLToPath(new URL("../../../systemd/", import.meta.url));
+const ROOT = fileURLToPath(new URL("../../../", import.meta.url));
 /** What our units want of others. */
 const TARGETS = "sysinit basic sockets shutdown multi-user network-online nss-lookup test";
 
@@ -26,22 +27,23 @@ const OUTSIDE = `
   exec unshare --mount --pid --fork --kill-child --mount-proc --cgroup --uts --ipc sh -c "$@"
 `;
 
-/** Arguments: the program, Node, the folder of our units. */
+/** Arguments: the project, Node. The units hide /home, /root and /tmp, where both may be. */
 const FIRST_PROCESS = `
   set -e
   mount --make-rprivate /
   mount -t tmpfs -o mode=0755 tmpfs /run
   while umount -l /sys/fs/cgroup 2>/dev/null; do :; done
   mount -t cgroup2 cgroup2 /sys/fs/cgroup
-  mkdir -p /run/units /run/bin /run/etc /run/work
-  ln -s "$1" /run/bin/transplice
-  [ -x /usr/bin/node ] || ln -s "$2" /run/bin/node
+  mkdir -p /run/units /run/bin /run/etc /run/work /run/project
+  mount --bind "$1" /run/project
+  ln -s "/run/project/${relative(ROOT, MAIN)}" /run/bin/transplice
+  [ -x /usr/bin/node ] || cp "$2" /run/bin/node
   mount -t overlay overlay -o lowerdir=/run/bin:/usr/bin /usr/bin
   mount -t overlay overlay -o lowerdir=/etc,upperdir=/run/etc,workdir=/run/work /etc
   mount -t tmpfs tmpfs /var/log
-  systemd-sysusers "$3/transplice.conf"
+  systemd-sysusers /run/project/systemd/transplice.conf
   for target in ${TARGETS}; do printf '[Unit]\\nDefaultDependencies=no\\n' >/run/units/$target.target; done
-  cp "$3"/*.service "$3"/*.socket /run/units/
+  cp /run/project/systemd/*.service /run/project/systemd/*.socket /run/units/
   exec env -i PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin container=transplice \\
     SYSTEMD_UNIT_PATH=/run/units ${SYSTEMD} --system --unit=test.target --log-target=console --show-status=no
 `;
@@ -66,7 +68,7 @@ export class Systemd {
     const cgroup = `${mounted}${own === "/" ? "" : own}/transplice-test-${process.ppid}-${process.pid}`;
     stage.finally(() => removed(cgroup));
     const outer = stage.spawn(
-      host, "sh", "-c", OUTSIDE, "outside", cgroup, FIRST_PROCESS, "first", MAIN, process.execPath, UNITS,
+      host, "sh", "-c", OUTSIDE, "outside", cgroup, FIRST_PROCESS, "first", ROOT, process.execPath,
     );
     let first = 0;
     await eventually("systemd is there", () => {
