@@ -22,6 +22,7 @@ import { Process, type SpawnOptions } from "./process.ts";
 /** The files of the sandbox: gone with it. */
 export const PRIVATE = "/run/sandbox";
 
+const PLUG_MS = 5000;
 const INSIDE = "SANDBOX_INSIDE";
 const CLONE_NEWNET = 0x40000000;
 
@@ -168,6 +169,8 @@ export class Host implements Place {
     execFileSync("ip", ["netns", "add", name]);
     this.#netns = openSync(`/run/netns/${name}`, "r");
     this.ip("link set lo up");
+    // Without a link-local address no neighbour is asked for, and that one would be tentative for a second.
+    if (haveIPv6()) this.sysctl("net.ipv6.conf.default.accept_dad", 0);
   }
 
   within<T>(work: () => T): T {
@@ -270,6 +273,7 @@ export class Wire {
         return `address add ${address} dev ${this.name}${atOnce(address)}`;
       }),
     );
+    settle(plug);
   }
 }
 
@@ -278,6 +282,18 @@ export class Wire {
  * worker of the kernel's that finds that out, and until then nobody can bind to the address.
  */
 const atOnce = (address: string): string => (address.includes(":") ? " nodad" : "");
+
+/**
+ * Waits until the plug forwards. The kernel hears of a link that has come up at most once a second
+ * (linkwatch); until then the bridge drops what it carries, and the first SYN is sent again a second later.
+ */
+function settle(plug: string): void {
+  const deadline = Date.now() + PLUG_MS;
+  while (!execFileSync("ip", ["-details", "link", "show", plug], { encoding: "utf8" }).includes("state forwarding")) {
+    if (Date.now() > deadline) throw new Error(`${plug} does not forward in ${PLUG_MS} ms`);
+    Atomics.wait(new Int32Array(new SharedArrayBuffer(4)), 0, 0, 10);
+  }
+}
 
 function home_ip(...commands: string[]): void {
   execFileSync("ip", ["-batch", "-"], { input: `${commands.join("\n")}\n` });
