@@ -7,14 +7,20 @@
  * no log, no admission. It exists so that transplice has something honest to be held against;
  * every system call that can be left out is left out.
  *
- *     limit LISTEN_PORT UPSTREAM_IP UPSTREAM_PORT [-p]
+ *     limit LISTEN_PORT UPSTREAM_IP UPSTREAM_PORT [-p] [-q QUEUE]
  *
- * Listens on 127.0.0.1 and ::1. With -p greeting and request leave in one write.
+ * Listens on 127.0.0.1 and ::1. With -p greeting and request leave in one write. With -q every SYN
+ * that comes into the NFQUEUE is let go at once, unread, by one send for all of a turn: the least
+ * that it costs to have been asked for each connection before it is made.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/netfilter.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netfilter/nfnetlink_queue.h>
+#include <linux/netlink.h>
 #include <netinet/tcp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -39,6 +45,10 @@ enum {
   ACCEPTS_PER_TURN = 32,
   EVENTS = 256,
   REPLY_MAX = 262,       /* The longest SOCKS5 reply: 4 + 1 + 255 + 2. */
+  QUEUE_KNOCKS = 2,      /* In epoll, behind the listeners' 0 and 1. */
+  SYNS_PER_TURN = 32,
+  SYN_MESSAGE = 512,
+  SYN_BYTES = 128,       /* Copied of each: what whoever reads it would want of it. */
 };
 
 enum phase { CONNECTING, GREETING, REQUEST, RELAY };
@@ -401,6 +411,86 @@ failed:
   return true;
 }
 
+/* ---- the queue of SYNs ---------------------------------------------------------------------- */
+
+struct verdict {
+  struct nlmsghdr message;
+  struct nfgenmsg queue;
+  struct nlattr attribute;
+  struct nfqnl_msg_verdict_hdr header;
+};
+
+static int queueFd = -1;
+static uint16_t queueNumber;
+
+static size_t attribute(uint8_t *at, uint16_t type, const void *bytes, size_t length) {
+  struct nlattr head = {.nla_len = (uint16_t)(NLA_HDRLEN + length), .nla_type = type};
+  memcpy(at, &head, sizeof head);
+  memcpy(at + NLA_HDRLEN, bytes, length);
+  return NLA_ALIGN(NLA_HDRLEN + length);
+}
+
+static void openQueue(int number) {
+  queueNumber = (uint16_t)number;
+  queueFd = socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK | SOCK_CLOEXEC, NETLINK_NETFILTER);
+  struct sockaddr_nl name = {.nl_family = AF_NETLINK};
+  int one = 1, room = 4 << 20;
+  if (queueFd < 0 || bind(queueFd, (void *)&name, sizeof name) < 0) die("netlink");
+  setsockopt(queueFd, SOL_SOCKET, SO_RCVBUF, &room, sizeof room);
+  setsockopt(queueFd, SOL_NETLINK, NETLINK_NO_ENOBUFS, &one, sizeof one);
+  struct {
+    struct nlmsghdr message;
+    struct nfgenmsg queue;
+    uint8_t rest[64];
+  } ask = {{.nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_CONFIG, .nlmsg_flags = NLM_F_REQUEST | NLM_F_ACK},
+           {.version = NFNETLINK_V0, .res_id = htons(queueNumber)}, {0}};
+  struct nfqnl_msg_config_cmd command = {.command = NFQNL_CFG_CMD_BIND};
+  struct nfqnl_msg_config_params copy = {.copy_range = htonl(SYN_BYTES), .copy_mode = NFQNL_COPY_PACKET};
+  uint32_t most = htonl(65536), open = htonl(NFQA_CFG_F_FAIL_OPEN);
+  uint8_t *at = ask.rest;
+  at += attribute(at, NFQA_CFG_CMD, &command, sizeof command);
+  at += attribute(at, NFQA_CFG_PARAMS, &copy, sizeof copy);
+  at += attribute(at, NFQA_CFG_QUEUE_MAXLEN, &most, sizeof most);
+  at += attribute(at, NFQA_CFG_MASK, &open, sizeof open);
+  at += attribute(at, NFQA_CFG_FLAGS, &open, sizeof open);
+  ask.message.nlmsg_len = (uint32_t)(at - (uint8_t *)&ask);
+  struct {
+    struct nlmsghdr message;
+    struct nlmsgerr error;
+  } answer;
+  if (send(queueFd, &ask, ask.message.nlmsg_len, 0) < 0 ||
+      recv(queueFd, &answer, sizeof answer, 0) < 0 || (errno = -answer.error.error) != 0)
+    die("NFQUEUE");
+}
+
+/* Level-triggered: what is left over is told of again. */
+static void letSynsGo(void) {
+  static uint8_t messages[SYNS_PER_TURN][SYN_MESSAGE];
+  static struct iovec parts[SYNS_PER_TURN];
+  static struct mmsghdr heads[SYNS_PER_TURN];
+  struct verdict verdicts[SYNS_PER_TURN];
+  for (int i = 0; i < SYNS_PER_TURN; i++) {
+    parts[i] = (struct iovec){messages[i], SYN_MESSAGE};
+    heads[i].msg_hdr = (struct msghdr){.msg_iov = &parts[i], .msg_iovlen = 1};
+  }
+  int got = recvmmsg(queueFd, heads, SYNS_PER_TURN, MSG_DONTWAIT, NULL), count = 0;
+  for (int i = 0; i < got; i++) {
+    struct nlmsghdr *message = (void *)messages[i];
+    if (message->nlmsg_type != (NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_PACKET)) continue;
+    /* The packet's header is the first attribute. */
+    struct nfqnl_msg_packet_hdr *packet =
+        (void *)(messages[i] + NLMSG_HDRLEN + sizeof(struct nfgenmsg) + NLA_HDRLEN);
+    verdicts[count++] = (struct verdict){
+        .message = {.nlmsg_len = sizeof *verdicts, .nlmsg_flags = NLM_F_REQUEST,
+                    .nlmsg_type = NFNL_SUBSYS_QUEUE << 8 | NFQNL_MSG_VERDICT},
+        .queue = {.version = NFNETLINK_V0, .res_id = htons(queueNumber)},
+        .attribute = {NLA_HDRLEN + sizeof verdicts->header, NFQA_VERDICT_HDR},
+        .header = {htonl(NF_ACCEPT), packet->packet_id},
+    };
+  }
+  if (count > 0) send(queueFd, verdicts, (size_t)count * sizeof *verdicts, MSG_DONTWAIT);
+}
+
 /* ---- the loop ------------------------------------------------------------------------------- */
 
 static void mark(const struct epoll_event *event) {
@@ -430,7 +520,7 @@ static int openListener(int family, int port) {
 
 int main(int argc, char **argv) {
   if (argc < 4) {
-    fprintf(stderr, "usage: limit LISTEN_PORT UPSTREAM_IP UPSTREAM_PORT [-p]\n");
+    fprintf(stderr, "usage: limit LISTEN_PORT UPSTREAM_IP UPSTREAM_PORT [-p] [-q QUEUE]\n");
     return 2;
   }
   struct sockaddr_in *four = (struct sockaddr_in *)&upstream;
@@ -444,7 +534,10 @@ int main(int argc, char **argv) {
     return 2;
   }
   four->sin_port = htons((uint16_t)atoi(argv[3])); /* sin6_port is at the same place. */
-  pipelined = argc > 4 && strcmp(argv[4], "-p") == 0;
+  for (int i = 4; i < argc; i++) {
+    if (strcmp(argv[i], "-p") == 0) pipelined = true;
+    if (strcmp(argv[i], "-q") == 0 && i + 1 < argc) openQueue(atoi(argv[++i]));
+  }
   signal(SIGPIPE, SIG_IGN); /* splice(2) has no MSG_NOSIGNAL. */
   struct rlimit files;
   getrlimit(RLIMIT_NOFILE, &files);
@@ -456,13 +549,17 @@ int main(int argc, char **argv) {
     struct epoll_event event = {.events = EPOLLIN, .data.u64 = i};
     epoll_ctl(epollFd, EPOLL_CTL_ADD, listeners[i], &event);
   }
+  if (queueFd >= 0) {
+    struct epoll_event event = {.events = EPOLLIN, .data.u64 = QUEUE_KNOCKS};
+    epoll_ctl(epollFd, EPOLL_CTL_ADD, queueFd, &event);
+  }
   for (;;) {
     struct epoll_event events[EVENTS];
     int count = epoll_wait(epollFd, events, EVENTS, queueHead ? 0 : -1);
     /* First mark, then run: nothing is closed, and no fd reused, while events are unread. */
-    bool knocked[2] = {false, false};
+    bool knocked[3] = {false, false, false};
     for (int i = 0; i < count; i++) {
-      if (events[i].data.u64 < 2) knocked[events[i].data.u64] = true;
+      if (events[i].data.u64 < 3) knocked[events[i].data.u64] = true;
       else mark(&events[i]);
     }
     struct tunnel *t = queueHead; /* Steal the queue: who is ready again runs in the next turn. */
@@ -473,6 +570,7 @@ int main(int argc, char **argv) {
       turn(t);
       t = next;
     }
+    if (knocked[QUEUE_KNOCKS]) letSynsGo();
     for (int i = 0; i < 2; i++)
       for (int n = 0; knocked[i] && n < ACCEPTS_PER_TURN && acceptOne(listeners[i], i == 1); n++) {
       }

@@ -21,12 +21,12 @@ import {
 import { wayIn } from "../test/net/sandbox.ts";
 import { resultsFile, table, type Results } from "./report.ts";
 import {
-  BIN, DESTINATION, GO_PEERS, isTruthful, missing, othersBetween, portOf, readMachine, redirected, ROOT, SCRATCH,
+  BIN, DESTINATION, GO_PEERS, isQueued, missing, othersBetween, portOf, readMachine, redirected, ROOT, SCRATCH,
   startSubject, stop, SUBJECTS, type Subject, type SubjectName,
 } from "./subjects.ts";
 
 /** What --quick is content with. */
-const QUICK_SUBJECTS = "direct,limit,transplice,transplice+truthful,transplice+admin,transplice-egress,transplice-chain";
+const QUICK_SUBJECTS = "direct,limit,limit+queue,transplice,transplice+truthful,transplice+admin,transplice-egress,transplice-chain";
 /** A measurement waits while others have more of the machine than this, and if they had, ... */
 const OTHERS_MAX = 0.05;
 /** ... is made again, so often at most. */
@@ -37,7 +37,7 @@ const QUICK_MEASURES =
   "down-4,up-4,rr,rr-1,pp-64,http,ttfb-20,fail-host,fail-refused,idle,heap,watched,egress-down-4,egress-rr,egress-idle,chain-rr";
 /** Who must not lose a connection. */
 const OURS = [
-  "direct", "limit", "transplice", "transplice+truthful", "transplice+admin", "transplice-egress", "transplice-chain",
+  "direct", "limit", "limit+queue", "transplice", "transplice+truthful", "transplice+admin", "transplice-egress", "transplice-chain",
 ] as const;
 
 const { values: flags } = parseArgs({
@@ -145,7 +145,7 @@ function prepareNetwork(subjects: readonly SubjectName[]): void {
     for (const [tool, match] of redirected(subject)) {
       const port = `${portOf(subject)}`;
       run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", ...match, "-j", "REDIRECT", "--to-ports", port);
-      if (!isTruthful(subject)) continue;
+      if (!isQueued(subject)) continue;
       run(tool, "-t", "raw", "-A", "OUTPUT", "-p", "tcp", "--syn", ...match,
         "-j", "NFQUEUE", "--queue-num", port, "--queue-bypass");
     }

@@ -24,7 +24,7 @@ const ADMIN_OFFSET = 200;
 export const DESTINATION = "198.18.0.1";
 
 const RELAYS = [
-  "direct", "limit", "transplice", "transplice+log", "transplice+truthful", "transplice+admin", "node-pipe", "redsocks",
+  "direct", "limit", "limit+queue", "transplice", "transplice+log", "transplice+truthful", "transplice+admin", "node-pipe", "redsocks",
   "transocks",
 ] as const;
 const EGRESSES = ["transplice-egress", "usocksd", "dante", "microsocks"] as const;
@@ -92,11 +92,13 @@ export const portOf = (name: SubjectName): number => FIRST_PORT + SUBJECTS.index
 
 const innerPortOf = (name: SubjectName): number => FIRST_INNER_PORT + SUBJECTS.indexOf(name);
 
-/** Whose SYNs are held, in the NFQUEUE of the port's number. */
 /** Where the subject that is watched shows itself. */
 export const adminPortOf = (name: SubjectName): number => portOf(name) + ADMIN_OFFSET;
 
 export const isTruthful = (name: SubjectName): boolean => name === "transplice+truthful";
+
+/** Whose SYNs go through the NFQUEUE of the port's number. */
+export const isQueued = (name: SubjectName): boolean => isTruthful(name) || name === "limit+queue";
 
 /** What is redirected to the subject's port, as its rule says it to each tool of the firewall. */
 export function redirected(name: SubjectName): [tool: string, match: string[]][] {
@@ -172,6 +174,8 @@ function commandOf(name: SubjectName, options: SubjectOptions): string[] {
       return [`${BIN}load`, "serve", `${port}`];
     case "limit":
       return [`${BIN}limit`, `${port}`, "127.0.0.1", `${TARGET_PORT}`];
+    case "limit+queue":
+      return [`${BIN}limit`, `${port}`, "127.0.0.1", `${TARGET_PORT}`, "-q", `${port}`];
     case "transplice":
       return transplice(name, options, relayKeys(port, TARGET_PORT), "warning");
     case "transplice+log":
