@@ -59,7 +59,7 @@ export const CONFIG_BYTES = 64;
 export function writeConfig(into: Memory, queue: number, copyBytes: number, packets: number): number {
   const { view, bytes } = into;
   bytes.fill(0, 0, CONFIG_BYTES);
-  let at = writeHeader(view, NFQNL_MSG_CONFIG, NLM_F_REQUEST | NLM_F_ACK, queue);
+  let at = writeHeader(view, 0, NFQNL_MSG_CONFIG, NLM_F_REQUEST | NLM_F_ACK, queue);
   const attribute = (type: number, length: number): number => {
     view.setUint16(at, 4 + length, true);
     view.setUint16(at + 2, type, true);
@@ -81,7 +81,7 @@ export function writeConfig(into: Memory, queue: number, copyBytes: number, pack
 /** Writes NFQNL_MSG_CONFIG: the queue is nobody's any more. Answers its length. */
 export function writeUnbind(into: Memory, queue: number): number {
   const { view } = into;
-  writeHeader(view, NFQNL_MSG_CONFIG, NLM_F_REQUEST, queue);
+  writeHeader(view, 0, NFQNL_MSG_CONFIG, NLM_F_REQUEST, queue);
   view.setUint32(0, 28, true);
   view.setUint16(20, 8, true);
   view.setUint16(22, NFQA_CFG_CMD, true);
@@ -133,28 +133,31 @@ export function readPacket(from: Memory, length: number, into: QueuedPacket): bo
   return found;
 }
 
-/** Writes NFQNL_MSG_VERDICT of VERDICT_BYTES. The mark becomes the packet's, whatever it had. */
+/**
+ * Writes NFQNL_MSG_VERDICT of VERDICT_BYTES at `at`. The mark becomes the packet's, whatever it had.
+ * One send may bring several, one behind the other.
+ */
 export function writeVerdict(
-  into: Memory, queue: number, id: number, verdict: number, mark: number,
+  into: Memory, at: number, queue: number, id: number, verdict: number, mark: number,
 ): void {
   const { view } = into;
-  writeHeader(view, NFQNL_MSG_VERDICT, NLM_F_REQUEST, queue);
-  view.setUint32(0, VERDICT_BYTES, true);
-  view.setUint16(20, 12, true);
-  view.setUint16(22, NFQA_VERDICT_HDR, true);
-  view.setUint32(24, verdict);
-  view.setUint32(28, id);
-  view.setUint16(32, 8, true);
-  view.setUint16(34, NFQA_MARK, true);
-  view.setUint32(36, mark);
+  writeHeader(view, at, NFQNL_MSG_VERDICT, NLM_F_REQUEST, queue);
+  view.setUint32(at, VERDICT_BYTES, true);
+  view.setUint16(at + 20, 12, true);
+  view.setUint16(at + 22, NFQA_VERDICT_HDR, true);
+  view.setUint32(at + 24, verdict);
+  view.setUint32(at + 28, id);
+  view.setUint16(at + 32, 8, true);
+  view.setUint16(at + 34, NFQA_MARK, true);
+  view.setUint32(at + 36, mark);
 }
 
-function writeHeader(view: DataView, type: number, flags: number, queue: number): number {
-  view.setUint16(4, type, true);
-  view.setUint16(6, flags, true);
-  view.setUint32(8, 0, true);
-  view.setUint32(12, 0, true);
-  view.setUint16(16, 0);
-  view.setUint16(18, queue);
-  return HEADER;
+function writeHeader(view: DataView, at: number, type: number, flags: number, queue: number): number {
+  view.setUint16(at + 4, type, true);
+  view.setUint16(at + 6, flags, true);
+  view.setUint32(at + 8, 0, true);
+  view.setUint32(at + 12, 0, true);
+  view.setUint16(at + 16, 0);
+  view.setUint16(at + 18, queue);
+  return at + HEADER;
 }

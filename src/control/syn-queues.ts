@@ -93,7 +93,7 @@ export class SynQueues {
     for (const { lane, id, mark } of heldIn(held)) {
       const queue = this.#open.find((each) => each.lane === lane);
       if (queue === undefined) continue;
-      writeVerdict(this.#memory, queue.queue, id, NF_ACCEPT, mark);
+      writeVerdict(this.#memory, 0, queue.queue, id, NF_ACCEPT, mark);
       this.#sys.send(queue.fd, this.#memory, 0, VERDICT_BYTES, MSG_DONTWAIT);
     }
   }

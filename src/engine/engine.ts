@@ -237,6 +237,7 @@ export class Engine {
     this.nowMs = Math.floor(now);
     const tasks = loop.run();
     timeouts.expire(this.nowMs);
+    if (this.syns !== null) this.syns.decideGathered();
     const turns = counters[TURNS]! + 1;
     counters[TURNS] = turns;
     // Of turns with one task an eighth is measured: they are the many, and a clock costs 40 ns.

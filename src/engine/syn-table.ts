@@ -223,11 +223,14 @@ export class SynTable {
   }
 }
 
-/** What a dead worker held: each is to be let go by somebody else. Empties the table. */
+/**
+ * What a dead worker held, or was about to let go: each is to be let go by somebody else, which is of
+ * no consequence where it has gone. Empties the table.
+ */
 export function* heldIn(shared: SharedArrayBuffer): Generator<{ lane: number; id: number; mark: number }> {
   const words = new Int32Array(shared);
   for (let at = 0; at < words.length; at += WORDS) {
-    const held = words[at + STATE] === HELD;
+    const held = words[at + STATE] !== FREE;
     words[at + STATE] = FREE;
     if (held) yield { lane: words[at + LANE]!, id: words[at + ID]! >>> 0, mark: words[at + MARK]! >>> 0 };
   }

@@ -45,6 +45,8 @@ const MESSAGE_BYTES = 1024;
 const SAVED_SYN_BYTES = 256;
 /** More than a socket's buffer has room for. */
 const LEFT_MAX = 65_536;
+/** Verdicts that leave by one call. */
+const VERDICTS_MAX = 64;
 const NO_ROW = -1;
 /**
  * connect(2) still holds the lock of its socket as the SYN is queued, and an ICMP error that comes
@@ -69,6 +71,8 @@ export class Syns implements Task {
   readonly #heardMs: Float64Array;
   /** Refusals that would come too early. */
   readonly #early: { readonly slot: number; readonly refusal: Refusal }[] = [];
+  /** Verdicts that wait for the end of the turn. */
+  #gathered = 0;
   /** How many are let go on and not accepted yet. */
   granted = 0;
   queued = false;
@@ -126,6 +130,16 @@ export class Syns implements Task {
   /** There may be room again. */
   resume(): void {
     for (const source of this.#queues.values()) if (source.waiting) this.#engine.loop.enqueue(source);
+  }
+
+  /**
+   * Sends what grant() has gathered; to be called at the end of a turn. A verdict that lets a SYN go on
+   * is the whole handshake within send(): one after the other they cost a third less than among other work.
+   */
+  decideGathered(): void {
+    if (this.#gathered === 0) return;
+    this.#gathered = 0;
+    for (const source of this.#lanes) source?.decideGathered();
   }
 
   dispose(): void {
@@ -189,10 +203,13 @@ export class Syns implements Task {
 
   // ---- what a session calls; each but grant() is the end of the slot
 
-  /** The connection stands: the SYN goes on, and what is accepted for it is this session's. */
+  /** The connection stands: the SYN goes on as the turn ends, and what is accepted for it is this session's. */
   grant(slot: number): void {
-    this.#decideSlot(slot, NF_ACCEPT, this.#laneMark(this.#table.mark(slot), this.#table.lane(slot)));
-    this.#table.grant(slot);
+    const table = this.#table;
+    const lane = table.lane(slot);
+    this.#lanes[lane]!.gather(table.id(slot), NF_ACCEPT, this.#laneMark(table.mark(slot), lane));
+    this.#gathered++;
+    table.grant(slot);
     this.granted++;
   }
 
@@ -326,7 +343,7 @@ export class Syns implements Task {
 
   /** An error has no consequence: the kernel may have forgotten the packet, and the client asks again. */
   #decide({ fd, queue }: SynQueue, id: number, verdict: number, mark: number): void {
-    writeVerdict(this.#verdict, queue, id, verdict, mark);
+    writeVerdict(this.#verdict, 0, queue, id, verdict, mark);
     const result = this.#engine.sys.send(fd, this.#verdict, 0, VERDICT_BYTES, MSG_DONTWAIT);
     if (result < 0) this.#engine.counters[UNANSWERED]!++;
   }
@@ -352,6 +369,8 @@ class SynQueue implements Source, Task {
   readonly #engine: Engine;
   readonly #syns: Syns;
   readonly #message: Memory;
+  readonly #verdicts: Memory;
+  #gathered = 0;
   readonly #packet: QueuedPacket = { id: 0, mark: 0, payloadAt: 0, payloadEnd: 0 };
   readonly #syn = new Syn();
   #readable = false;
@@ -365,6 +384,26 @@ class SynQueue implements Source, Task {
     this.queue = queue;
     this.lane = lane;
     this.#message = engine.sys.memory(MESSAGE_BYTES);
+    this.#verdicts = engine.sys.memory(VERDICTS_MAX * VERDICT_BYTES);
+  }
+
+  /** To be sent with others. */
+  gather(id: number, verdict: number, mark: number): void {
+    if (this.#gathered === VERDICTS_MAX) this.decideGathered();
+    writeVerdict(this.#verdicts, this.#gathered * VERDICT_BYTES, this.queue, id, verdict, mark);
+    this.#gathered++;
+  }
+
+  /** The kernel takes one after the other, and goes on behind one that comes too late. */
+  decideGathered(): void {
+    const { sys, counters } = this.#engine;
+    const end = this.#gathered * VERDICT_BYTES;
+    this.#gathered = 0;
+    if (end === 0 || sys.send(this.fd, this.#verdicts, 0, end, MSG_DONTWAIT) >= 0) return;
+    // There may be memory for one.
+    for (let at = 0; at < end; at += VERDICT_BYTES) {
+      if (sys.send(this.fd, this.#verdicts, at, VERDICT_BYTES, MSG_DONTWAIT) < 0) counters[UNANSWERED]!++;
+    }
   }
 
   get waiting(): boolean {

@@ -19,7 +19,7 @@ import {
   SOCK_NONBLOCK, SOL_IP, SOL_IPV6, SOL_SOCKET, SOL_TCP, TCP_SAVED_SYN, TCP_FIN_WAIT2,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
-import { SOCK_RAW } from "../../native-bindings/nfnetlink-queue.ts";
+import { SOCK_RAW, VERDICT_BYTES } from "../../native-bindings/nfnetlink-queue.ts";
 import { Random } from "./random.ts";
 import type { SynGate } from "./syn-gate.ts";
 import { type Address, nameOf, Network, type NetworkOptions, Tcp } from "./tcp.ts";
@@ -530,7 +530,10 @@ export class SimulatedKernel implements Syscalls {
       return this.#effect(length);
     }
     if (file.kind === "queue") {
-      file.gate.verdict(from, at);
+      // Where there is no memory for several there may be for one.
+      const several = length > VERDICT_BYTES;
+      if (several && this.random.chance(this.options.eagainChance)) return -ENOBUFS;
+      for (let one = at; one < at + length; one += from.view.getUint32(one, true)) file.gate.verdict(from, one);
       return this.#effect(length);
     }
     const { tcp } = this.#socket(fd);

@@ -79,8 +79,8 @@ test("a SYN is found by its tuple, and by its sequence number once its port may 
         assert.deepEqual([table.state(slot), table.id(slot), table.lane(slot), table.mark(slot)], [state, number, 3, 0xdead_beef]);
         assert.ok(table.isSequence(slot, attempt.sequence >>> 0));
       }
-      const held = [...model.values()].filter(({ state }) => state === HELD).map((each) => each.id).sort();
-      assert.deepEqual([...heldIn(memory)].map((each) => each.id).sort(), held, "what a dead worker held");
+      const held = [...model.values()].map((each) => each.id).sort();
+      assert.deepEqual([...heldIn(memory)].map((each) => each.id).sort(), held, "what a dead worker held, or was letting go");
       assert.deepEqual([...heldIn(memory)], [], "once");
     }),
     { numRuns: 300 },
