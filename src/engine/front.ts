@@ -550,12 +550,16 @@ export class SocksFront {
   }
 }
 
-export function writeSockaddr(address: Uint8Array, port: number, into: Uint8Array, at: number): void {
-  into.fill(0, at, at + SOCKADDR_SIZE);
-  into[at] = address.length === 4 ? AF_INET : AF_INET6;
+/** Of `length` bytes of an address: 4 or 16. */
+export function writeSockaddr(
+  address: Uint8Array, port: number, into: Uint8Array, at: number, length = address.length,
+): void {
+  const start = at + (length === 4 ? 4 : 8);
+  for (let i = at; i < at + SOCKADDR_SIZE; i++) into[i] = 0;
+  into[at] = length === 4 ? AF_INET : AF_INET6;
   into[at + 2] = port >> 8;
   into[at + 3] = port & 255;
-  into.set(address, at + (address.length === 4 ? 4 : 8));
+  for (let i = 0; i < length; i++) into[start + i] = address[i]!;
 }
 
 /** By errno, never by text. */

@@ -205,8 +205,8 @@ export class Session implements Task, Waiter, FrontHost {
     this.#reset(-1, "transparent", upstream);
     this.#syn = slot;
     const length = syn.family === 4 ? 4 : 16;
-    writeSockaddr(syn.source.subarray(0, length), syn.sourcePort, bytes, this.row + CLIENT);
-    writeSockaddr(syn.destination.subarray(0, length), syn.destinationPort, bytes, this.row + DESTINATION);
+    writeSockaddr(syn.source, syn.sourcePort, bytes, this.row + CLIENT, length);
+    writeSockaddr(syn.destination, syn.destinationPort, bytes, this.row + DESTINATION, length);
     if (this.#engine.tracer !== null) this.#follow("");
     const wrong = this.#judgeDestination();
     if (wrong !== null) return this.#end(wrong);

@@ -98,7 +98,8 @@ export class SynTable {
     assert(slot !== undefined, "a SYN is held where there is room");
     const words = this.#words;
     const at = slot * WORDS;
-    words.set(this.#want(attempt), at);
+    const wanted = this.#want(attempt);
+    for (let i = SEQUENCE; i < MARK; i++) words[at + i] = wanted[i]!;
     words[at + LANE] = lane;
     words[at + ID] = id;
     words[at + MARK] = mark;
@@ -199,7 +200,9 @@ export class SynTable {
   /** As MurmurHash3 mixes words. */
   #hash(words: Int32Array, at: number, first: number): number {
     let hash = this.#seed ^ first;
-    for (let i = at + SOURCE; i < at + MARK; i++) {
+    // IPv4 has one word of each, and zeros.
+    const step = words[at + FAMILY] === 4 ? DESTINATION - SOURCE : 1;
+    for (let i = at + SOURCE; i < at + MARK; i += step) {
       hash = Math.imul(hash ^ words[i]!, 0xcc9e2d51);
       hash = Math.imul((hash << 13) | (hash >>> 19), 5) + 0xe6546b64;
     }

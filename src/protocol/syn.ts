@@ -40,14 +40,18 @@ export function readSyn(bytes: Uint8Array, at: number, end: number, into: Syn): 
   if (version === 4) {
     tcp = at + (bytes[at]! & 15) * 4;
     if (tcp < at + IP4_HEADER || tcp + TCP_HEADER > end || bytes[at + 9] !== PROTOCOL_TCP) return false;
-    into.source.set(bytes.subarray(at + 12, at + 16));
-    into.destination.set(bytes.subarray(at + 16, at + 20));
+    for (let i = 0; i < 4; i++) {
+      into.source[i] = bytes[at + 12 + i]!;
+      into.destination[i] = bytes[at + 16 + i]!;
+    }
   } else {
     if (version !== 6 || at + IP6_HEADER > end) return false;
     tcp = behindExtensions(bytes, at, end);
     if (tcp < 0 || tcp + TCP_HEADER > end) return false;
-    into.source.set(bytes.subarray(at + 8, at + 24));
-    into.destination.set(bytes.subarray(at + 24, at + 40));
+    for (let i = 0; i < 16; i++) {
+      into.source[i] = bytes[at + 8 + i]!;
+      into.destination[i] = bytes[at + 24 + i]!;
+    }
   }
   const flags = bytes[tcp + 13]! & (FLAGS_FIN | FLAGS_SYN | FLAGS_RST | FLAGS_ACK);
   if (flags !== FLAGS_SYN) return false;
