@@ -330,8 +330,7 @@ function decoded(text: string): string {
 }
 
 function text(response: http.ServerResponse, status: number, type: string, body: string): void {
-  const bytes = Buffer.from(body);
-  response.writeHead(status, { "content-type": `${type}; charset=utf-8`, "content-length": bytes.length }).end(bytes);
+  response.writeHead(status, { "content-type": `${type}; charset=utf-8`, "content-length": Buffer.byteLength(body) }).end(body);
 }
 
 function json(response: http.ServerResponse, status: number, value: unknown): void {

@@ -9,7 +9,7 @@ import { type Meter, meterAt } from "../engine/meters.ts";
 import type { HistogramTotals } from "../engine/socks-counters.ts";
 import type { UpstreamCounts } from "../engine/upstream-counters.ts";
 import type { WorkerView } from "./fleet.ts";
-import { Family, histogramSamples, type MetricsPart, one, type Sample } from "./metrics.ts";
+import { Each, type Family, Histogram, type MetricsPart, One, oneHistogram } from "./metrics.ts";
 
 /** Connections that wait in the kernel to be accepted, at one address. */
 export interface Backlog {
@@ -49,8 +49,11 @@ export class ProxyMetrics implements MetricsPart {
     this.#numbers = numbers;
   }
 
-  read(): void {
-    this.#now = this.#numbers();
+  read(): string {
+    const now = this.#numbers();
+    this.#now = now;
+    const workers = now.workers.map(({ number }, index) => `${number}${now.cpuSeconds[index] === null ? "-" : ""}`);
+    return [workers, now.upstreams.map(({ address }) => address), now.backlogs.map(({ address }) => address)].join(" ");
   }
 
   families(boundText: (bound: number) => string): Family[] {
@@ -82,29 +85,32 @@ export function endedWith(counters: Float64Array, result: Result): number {
 type Numbers = () => ProxyNumbers;
 
 function tunnelFamilies(now: Numbers, boundText: (bound: number) => string): Family[] {
-  const counter = (name: string, help: string, at: number): Family =>
-    new Family("counter", name, help, () => one(now().counters[at]!));
+  const counter = (name: string, help: string, at: number): Family => new One("counter", name, help, () => now().counters[at]!);
   const upstream = (type: "counter" | "gauge", name: string, help: string, value: (state: UpstreamState) => number): Family =>
-    new Family(type, name, help, () =>
-      now().upstreams.map((state) => ({ labels: { upstream: state.address }, value: value(state) })),
-    );
+    new Each(type, name, help, () => now().upstreams, ({ address }) => ({ upstream: address }), value);
+  const backlog = (name: string, help: string, value: (state: Backlog) => number): Family =>
+    new Each("gauge", name, help, () => now().backlogs, ({ address }) => ({ address }), value);
   const histogram = (name: string, help: string, meter: Meter): Family =>
-    new Family("histogram", name, help, () => histogramSamples(name, {}, totalsOf(now().meters, meter), boundText));
+    oneHistogram(name, help, boundText, () => totalsOf(now().meters, meter));
   return [
-    new Family("gauge", "transplice_tunnels_active", "Connections that are open now.", () => one(now().counters[TUNNELS]!)),
-    new Family("gauge", "transplice_tunnels_max", "Connections that may be open at once.", () => one(now().tunnelsMax)),
+    new One("gauge", "transplice_tunnels_active", "Connections that are open now.", () => now().counters[TUNNELS]!),
+    new One("gauge", "transplice_tunnels_max", "Connections that may be open at once.", () => now().tunnelsMax),
     counter("transplice_connections_accepted_total", "Connections that were taken in.", ACCEPTED),
-    new Family("counter", "transplice_connections_total", "Connections that are over, by whose doing it was; refused: reset at the limit.", () => [
-      ...RESULTS.map((result) => ({ labels: { result }, value: endedWith(now().counters, result) })),
-      { labels: { result: "refused" }, value: now().counters[REFUSED_FULL]! },
-    ]),
-    new Family("counter", "transplice_connections_ended_total", "Connections that are over, by the reason in the log.", () =>
-      REASONS.map((reason) => ({ labels: { reason }, value: now().counters[endingAt(reason)]! })),
+    new Each(
+      "counter", "transplice_connections_total",
+      "Connections that are over, by whose doing it was; refused: reset at the limit.",
+      () => [...RESULTS, "refused"] as const, (result) => ({ result }),
+      (result) => (result === "refused" ? now().counters[REFUSED_FULL]! : endedWith(now().counters, result)),
     ),
-    new Family("counter", "transplice_bytes_total", "Bytes relayed; up: to the destination, down: to the client.", () => [
-      { labels: { direction: "up" }, value: now().counters[BYTES_UP]! },
-      { labels: { direction: "down" }, value: now().counters[BYTES_DOWN]! },
-    ]),
+    new Each(
+      "counter", "transplice_connections_ended_total", "Connections that are over, by the reason in the log.",
+      () => REASONS, (reason) => ({ reason }), (reason) => now().counters[endingAt(reason)]!,
+    ),
+    new Each(
+      "counter", "transplice_bytes_total", "Bytes relayed; up: to the destination, down: to the client.",
+      () => ["up", "down"] as const, (direction) => ({ direction }),
+      (direction) => now().counters[direction === "up" ? BYTES_UP : BYTES_DOWN]!,
+    ),
     histogram("transplice_dial_seconds", "From the first attempt to a connection that stands.", "dial"),
     histogram("transplice_handshake_seconds", "The upstream's handshake.", "handshake"),
     histogram("transplice_first_byte_seconds", "From accept to the first byte from the destination.", "firstByte"),
@@ -118,34 +124,26 @@ function tunnelFamilies(now: Numbers, boundText: (bound: number) => string): Fam
     upstream("gauge", "transplice_upstream_healthy", "0: most dials of the last minute failed.", ({ healthy }) => Number(healthy)),
     counter("transplice_accept_errors_total", "Connections that the kernel could not hand over.", ACCEPT_ERRORS),
     counter("transplice_log_dropped_total", "Ends that are not in the log, since there were too many.", JOURNAL_DROPPED),
-    new Family("gauge", "transplice_backlog_connections", "Connections that wait in the kernel to be accepted.", () =>
-      now().backlogs.map(({ address, waiting }) => ({ labels: { address }, value: waiting })),
-    ),
-    new Family("gauge", "transplice_backlog_max", "Connections that may wait so.", () =>
-      now().backlogs.map(({ address, max }) => ({ labels: { address }, value: max })),
-    ),
+    backlog("transplice_backlog_connections", "Connections that wait in the kernel to be accepted.", ({ waiting }) => waiting),
+    backlog("transplice_backlog_max", "Connections that may wait so.", ({ max }) => max),
   ];
 }
 
 function workerFamilies(now: Numbers, boundText: (bound: number) => string): Family[] {
-  const worker = (
-    type: "counter" | "gauge", name: string, help: string, value: (view: WorkerView, index: number) => number | null,
-  ): Family =>
-    new Family(type, name, help, () =>
-      now().workers.flatMap((view, index): Sample[] => {
-        const number = value(view, index);
-        return number === null ? [] : [{ labels: { worker: `${view.number}` }, value: number }];
-      }),
-    );
-  const turns = "transplice_worker_turn_seconds";
+  const label = ({ number }: WorkerView) => ({ worker: `${number}` });
+  const worker = (type: "counter" | "gauge", name: string, help: string, value: (view: WorkerView) => number): Family =>
+    new Each(type, name, help, () => now().workers, label, value);
   return [
     worker("gauge", "transplice_worker_tunnels", "Connections that a worker has open.", ({ counters }) => counters[TUNNELS]!),
     worker("counter", "transplice_worker_turns_total", "Turns of a worker's loop.", ({ counters }) => counters[TURNS]!),
-    worker("counter", "transplice_worker_cpu_seconds_total", "CPU time of a worker's thread.", (_, index) => now().cpuSeconds[index]!),
-    new Family("histogram", turns, "How long a turn of a worker's loop took: so long an event may have waited.", () =>
-      now().workers.flatMap(({ number, meters }) =>
-        histogramSamples(turns, { worker: `${number}` }, totalsOf(meters, "turn"), boundText),
-      ),
+    new Each(
+      "counter", "transplice_worker_cpu_seconds_total", "CPU time of a worker's thread.",
+      () => now().workers.map((view, index) => ({ view, seconds: now().cpuSeconds[index]! })).filter(({ seconds }) => seconds !== null),
+      ({ view }) => label(view), ({ seconds }) => seconds,
+    ),
+    new Histogram(
+      "transplice_worker_turn_seconds", "How long a turn of a worker's loop took: so long an event may have waited.",
+      boundText, () => now().workers, label, ({ meters }) => totalsOf(meters, "turn"),
     ),
     worker("gauge", "transplice_worker_pipes_lent", "Pipes with bytes in them.", ({ counters }) => counters[PIPES_LENT]!),
     worker("gauge", "transplice_worker_pipes_max", "Pipes that there may be.", ({ limits }) => limits.pipes),
@@ -153,61 +151,72 @@ function workerFamilies(now: Numbers, boundText: (bound: number) => string): Fam
     worker("gauge", "transplice_worker_buffers_max", "Buffers that there may be.", ({ limits }) => limits.buffers),
     worker("gauge", "transplice_worker_full", "1: it accepts nothing, for the process is at its limit.", ({ full }) => Number(full)),
     worker("gauge", "transplice_worker_hanging", "1: its loop stands still.", ({ state }) => Number(state === "hangs")),
-    new Family("counter", "transplice_worker_replacements_total", "Workers that died and were replaced.", () => one(now().replacements)),
+    new One("counter", "transplice_worker_replacements_total", "Workers that died and were replaced.", () => now().replacements),
   ];
 }
 
 function processFamilies(now: Numbers): Family[] {
   const startSeconds = performance.timeOrigin / 1000;
   return [
-    new Family("gauge", "transplice_build_info", "1, and what is running.", () => [
-      { labels: { version: now().version, node: process.version }, value: 1 },
-    ]),
-    new Family("gauge", "transplice_ready", "1: it serves, and the upstream is not known to be away.", () => one(Number(now().ready))),
-    new Family("counter", "process_cpu_seconds_total", "User and system CPU time of the process.", () => {
+    new Each(
+      "gauge", "transplice_build_info", "1, and what is running.",
+      () => [now().version], (version) => ({ version, node: process.version }), () => 1,
+    ),
+    new One("gauge", "transplice_ready", "1: it serves, and the upstream is not known to be away.", () => Number(now().ready)),
+    new One("counter", "process_cpu_seconds_total", "User and system CPU time of the process.", () => {
       const { user, system } = process.cpuUsage();
-      return one((user + system) / 1e6);
+      return (user + system) / 1e6;
     }),
-    new Family("gauge", "process_resident_memory_bytes", "Resident memory of the process.", () => one(process.memoryUsage.rss())),
-    new Family("gauge", "process_start_time_seconds", "When the process began, since the epoch.", () => one(startSeconds)),
-    new Family("gauge", "process_open_fds", "File descriptors that are open.", () => one(now().fds.open)),
-    new Family("gauge", "process_max_fds", "File descriptors that may be.", () => one(now().fds.limit)),
+    new One("gauge", "process_resident_memory_bytes", "Resident memory of the process.", () => process.memoryUsage.rss()),
+    new One("gauge", "process_start_time_seconds", "When the process began, since the epoch.", () => startSeconds),
+    new One("gauge", "process_open_fds", "File descriptors that are open.", () => now().fds.open),
+    new One("gauge", "process_max_fds", "File descriptors that may be.", () => now().fds.limit),
   ];
 }
 
 interface Scale {
-  /** As powers of two of the meter's unit: each begins a bucket. */
-  readonly powers: readonly number[];
+  readonly bounds: readonly number[];
+  /** Where each of a scrape's buckets ends among the meter's. */
+  readonly ends: readonly number[];
   readonly unit: number;
 }
 
 const range = (first: number, last: number, step: number): number[] =>
   Array.from({ length: Math.floor((last - first) / step) + 1 }, (_, i) => first + i * step);
 
+/** In few buckets, for each is a time series: their ends as powers of two of the meter's unit. */
+function scale(powers: readonly number[], unit: number): Scale {
+  // What is counted are whole numbers: below 2^n is up to 2^n - 1, of which only bytes take notice.
+  const bounds = powers.map((power) => (unit === 1 ? 2 ** power - 1 : 2 ** power * unit));
+  return {
+    bounds: bounds.map((bound) => Number(bound.toPrecision(12))),
+    ends: [...powers.map((power) => bucketOf(2 ** power)), BUCKETS],
+    unit,
+  };
+}
+
 /** 64 µs to 33 s. */
-const LATENCY: Scale = { powers: range(6, 25, 1), unit: 1e-6 };
+const LATENCY = scale(range(6, 25, 1), 1e-6);
 const SCALES: Readonly<Record<Meter, Scale>> = {
   dial: LATENCY,
   handshake: LATENCY,
   firstByte: LATENCY,
   /** 16 ms to 4.6 h. */
-  duration: { powers: range(4, 24, 2), unit: 1e-3 },
+  duration: scale(range(4, 24, 2), 1e-3),
   /** 16 µs to 1 s. */
-  turn: { powers: range(4, 20, 2), unit: 1e-6 },
-  splice: { powers: range(12, 24, 2), unit: 1 },
+  turn: scale(range(4, 20, 2), 1e-6),
+  splice: scale(range(12, 24, 2), 1),
 };
 
-/** In few buckets: each of a scrape's is a time series. */
 function totalsOf(meters: Float64Array, meter: Meter): HistogramTotals {
-  const { powers, unit } = SCALES[meter];
+  const { bounds, ends, unit } = SCALES[meter];
   const at = meterAt(meter);
-  const counts = new Float64Array(powers.length + 1);
+  const counts = new Float64Array(ends.length);
   let bucket = 0;
-  for (const [i, power] of powers.entries()) {
-    for (const end = bucketOf(2 ** power); bucket < end; bucket++) counts[i]! += meters[at + bucket]!;
+  for (let i = 0; i < ends.length; i++) {
+    let count = 0;
+    for (const end = ends[i]!; bucket < end; bucket++) count += meters[at + bucket]!;
+    counts[i] = count;
   }
-  for (; bucket < BUCKETS; bucket++) counts[powers.length]! += meters[at + bucket]!;
-  // What is counted are whole numbers: below 2^n is up to 2^n - 1, of which only bytes take notice.
-  const bounds = powers.map((power) => (unit === 1 ? 2 ** power - 1 : (2 ** power * unit)));
-  return { bounds: bounds.map((bound) => Number(bound.toPrecision(12))), counts, sum: meters[at + BUCKETS]! * unit };
+  return { bounds, counts, sum: meters[at + BUCKETS]! * unit };
 }

@@ -36,17 +36,22 @@ class World {
   constructor(context: TestContext, requestMs = 5000) {
     const log = (level: string) => (message: string, fields?: object) =>
       void this.told.push(`${level}: ${message} ${JSON.stringify(fields)}`);
-    const sources = Object.fromEntries(
-      Object.keys(this.sources).map((name) => [
-        name, (...args: never[]) => (this.sources[name as keyof SocksSources] as (...args: never[]) => unknown)(...args),
-      ]),
-    ) as unknown as SocksSources;
-    const page = new MetricsPage([new SocksMetrics(sources)]);
+    const page = this.page();
     this.metrics = new HttpServers({
       purpose: "metrics", log: { error: log("error"), warning: log("warning") }, methods: "GET, HEAD", requestMs,
       answer: (request, response) => page.answer(request, response),
     });
     context.after(() => this.metrics.close());
+  }
+
+  /** Over the same numbers. */
+  page(): MetricsPage {
+    const sources = Object.fromEntries(
+      Object.keys(this.sources).map((name) => [
+        name, (...args: never[]) => (this.sources[name as keyof SocksSources] as (...args: never[]) => unknown)(...args),
+      ]),
+    ) as unknown as SocksSources;
+    return new MetricsPage([new SocksMetrics(sources)]);
   }
 
   async listen(...addresses: HttpAddress[]): Promise<number> {
@@ -289,6 +294,30 @@ test("who asks for OpenMetrics gets it", async (context) => {
   assert.deepEqual(numbers(open), numbers(plain));
   // And again, for the registry of OpenMetrics renames what it has.
   assert.equal((await ask(port, { headers: { accept: "text/plain" } })).body, plain.body);
+});
+
+test("lines that come with the first that is counted, and go with their address, are those of a page written anew", async (context) => {
+  const world = new World(context);
+  const port = await world.listen();
+  const [one] = world.socks;
+  const steps = [
+    () => {}, () => one.request(5, STATUS.TTL_expired), () => one.request(4, STATUS.granted), () => one.address(null, false),
+    () => world.fill(), () => world.reader.addressSlots(["2001:db8::/64", "192.0.2.7"]), () => world.reader.addressSlots([]),
+    () => world.reader.ruleSlots(["another", "rule"]), () => world.reader.ruleSlots(["another,rule"]),
+  ];
+  for (const [i, step] of steps.entries()) {
+    step();
+    for (const accept of ["text/plain", "application/openmetrics-text"]) {
+      const fresh: HttpServers = new HttpServers({
+        purpose: "metrics", log: { error: () => {}, warning: () => {} }, methods: "GET",
+        answer: (request, response) => world.page().answer(request, response),
+      });
+      assert.deepEqual(await fresh.move([LOOPBACK]), []);
+      const expected = await ask(portOf(fresh.listening[0]!), { headers: { accept } });
+      assert.equal((await ask(port, { headers: { accept } })).body, expected.body, `step ${i}, ${accept}`);
+      await fresh.close();
+    }
+  }
 });
 
 test("promtool finds nothing to say", async (context) => {
