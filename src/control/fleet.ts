@@ -155,8 +155,8 @@ export class Fleet {
       meters: new SharedArrayBuffer(metersBytes(WORKERS_MAX)),
       upstreams: new SharedArrayBuffer(upstreamCountersBytes(WORKERS_MAX)),
     };
-    this.exits = new EgressReader(this.#shared.exits);
-    this.upstreams = new UpstreamReader(this.#shared.upstreams);
+    this.exits = new EgressReader(this.#shared.exits, () => this.#numbers);
+    this.upstreams = new UpstreamReader(this.#shared.upstreams, () => this.#numbers);
     this.#quotas = new Quotas(this.#shared.quotas);
     this.#admission = new Admission(this.#shared.admission, options.sys);
     this.#ledger = new Ledger(this.#shared.ledger);
@@ -378,7 +378,7 @@ export class Fleet {
 
   /** What SOCKS clients have been up to, over all workers, up to now. */
   get socks(): SocksTotals {
-    return new SocksTotals(this.#shared.socks);
+    return new SocksTotals(this.#shared.socks, this.#numbers);
   }
 
   get dialFailures(): number {

@@ -95,8 +95,8 @@ export class Upstreams {
   }
 
   /** In the order in which they are to be tried. [] while its name has none. */
-  addressesOf({ host, port }: Proxy): readonly SocketAddress[] {
-    return this.#resolvers.get(keyOf({ host, port }))?.addresses ?? [];
+  addressesOf(upstream: Proxy): readonly SocketAddress[] {
+    return this.#resolvers.get(keyOf(upstream))?.addresses ?? [];
   }
 
   /** Where each address is counted. */
@@ -160,8 +160,18 @@ export class Upstreams {
   }
 }
 
-const keyOf = ({ host, port }: { readonly host: string; readonly port: number }): string =>
-  socketAddress(host, port)?.text ?? `${host}:${port}`;
+/** Each scrape asks for them, and an upstream of a configuration stays what it is. */
+const keys = new WeakMap<Proxy, string>();
+
+function keyOf(upstream: Proxy): string {
+  let key = keys.get(upstream);
+  if (key === undefined) {
+    const { host, port } = upstream;
+    key = socketAddress(host, port)?.text ?? `${host}:${port}`;
+    keys.set(upstream, key);
+  }
+  return key;
+}
 
 /** All that are proxies, the first one first. */
 function upstreamsOf({ upstream, relays }: Config): Proxy[] {

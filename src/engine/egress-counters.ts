@@ -19,8 +19,7 @@ const ANSWERED = 4;
 const FAILED_CLIENTS = 5;
 const ADDRESS_WORDS = 6;
 
-/** The first word of a row says that it has ever been used: most have not, and are not read. */
-const ADDRESSES = 1;
+const ADDRESSES = 0;
 const RULES = ADDRESSES + (ADDRESS_SLOTS + 1) * ADDRESS_WORDS;
 const ROW = RULES + RULE_SLOTS + 1;
 
@@ -35,7 +34,6 @@ export class EgressCounters {
 
   constructor(shared: SharedArrayBuffer, worker: number) {
     this.#row = rowOf(shared, worker);
-    this.#row[0] = 1;
   }
 
   /** A connection from this address stands; ended() when it is over. */
@@ -88,14 +86,17 @@ export interface RuleCount {
 /** Main's: whose the slots are, and what stands in them over all workers. */
 export class EgressReader {
   readonly #rows: readonly Int32Array[];
+  readonly #used: () => number;
   readonly #addresses: Slots;
   readonly #rules: Slots;
   /** What a word was when it was last read, and how far it has moved in all. */
   readonly #seen = new Int32Array(ROW);
   readonly #totals = new Float64Array(ROW);
 
-  constructor(shared: SharedArrayBuffer) {
+  /** `used`: workers that there have ever been. The rows of others say nothing, and are not read. */
+  constructor(shared: SharedArrayBuffer, used?: () => number) {
     const workers = Math.floor(shared.byteLength / (ROW * 4));
+    this.#used = used ?? (() => workers);
     this.#rows = Array.from({ length: workers }, (_, worker) => rowOf(shared, worker));
     this.#addresses = new Slots(
       ADDRESS_SLOTS,
@@ -151,8 +152,7 @@ export class EgressReader {
     for (const { name, slot } of this.#addresses.all()) {
       const word = ADDRESSES + slot * ADDRESS_WORDS + FAILED_CLIENTS;
       let bits = 0;
-      for (const row of this.#rows) {
-        if (row[0] === 0) continue;
+      for (const row of this.#rows.slice(0, this.#used())) {
         bits |= row[word]!;
         row[word] = 0;
       }
@@ -175,7 +175,6 @@ export class EgressReader {
   /** To be called when a worker is gone, for its connections are, too. */
   forget(worker: number): void {
     const row = this.#rows[worker]!;
-    if (row[0] === 0) return;
     for (let slot = 0; slot <= ADDRESS_SLOTS; slot++) row[ADDRESSES + slot * ADDRESS_WORDS + ACTIVE] = 0;
   }
 
@@ -186,7 +185,8 @@ export class EgressReader {
   /** Right modulo 2^32, as are the numbers that it adds up. */
   #sum(word: number): number {
     let sum = 0;
-    for (const row of this.#rows) if (row[0] !== 0) sum += row[word]!;
+    const used = this.#used();
+    for (let worker = 0; worker < used; worker++) sum += this.#rows[worker]![word]!;
     return sum;
   }
 

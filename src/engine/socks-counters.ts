@@ -142,9 +142,12 @@ export interface HistogramTotals {
 export class SocksTotals {
   readonly #row = new Float64Array(ROW);
 
-  constructor(shared: SharedArrayBuffer) {
-    const all = new Float64Array(shared);
-    for (let at = 0; at < all.length; at++) this.#row[at % ROW]! += all[at]!;
+  /** `used`: workers that there have ever been. The rows of others say nothing, and are not read. */
+  constructor(shared: SharedArrayBuffer, used = shared.byteLength / (ROW * 8)) {
+    for (let worker = 0; worker < used; worker++) {
+      const row = rowOf(shared, worker);
+      for (let at = 0; at < ROW; at++) this.#row[at]! += row[at]!;
+    }
   }
 
   get inflight(): number {

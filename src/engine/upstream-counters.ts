@@ -57,12 +57,15 @@ export interface UpstreamCounts {
 /** Main's: whose the slots are, and what stands in them over all workers. */
 export class UpstreamReader {
   readonly #rows: readonly Float64Array[];
+  readonly #used: () => number;
   readonly #slots: Slots;
   /** What stood there when the slot went to another. */
   readonly #base = new Float64Array(ROW);
 
-  constructor(shared: SharedArrayBuffer) {
+  /** `used`: workers that there have ever been. The rows of others say nothing, and are not read. */
+  constructor(shared: SharedArrayBuffer, used?: () => number) {
     const workers = Math.floor(shared.byteLength / (ROW * 8));
+    this.#used = used ?? (() => workers);
     this.#rows = Array.from({ length: workers }, (_, worker) => rowOf(shared, worker));
     this.#slots = new Slots(
       UPSTREAM_SLOTS,
@@ -110,6 +113,9 @@ export class UpstreamReader {
 
   #number(slot: number, number: number): number {
     const at = slot * ADDRESS_NUMBERS + number;
-    return this.#rows.reduce((sum, row) => sum + row[at]!, 0) - this.#base[at]!;
+    const used = this.#used();
+    let sum = -this.#base[at]!;
+    for (let worker = 0; worker < used; worker++) sum += this.#rows[worker]![at]!;
+    return sum;
   }
 }
