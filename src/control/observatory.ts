@@ -98,7 +98,10 @@ export class Observatory {
     this.#status = new Status({
       ...counted,
       numbers: () => this.#numbers(),
-      survey: new Survey({ tunnels: this.#tunnels, ids, upstreamNames }),
+      survey: new Survey({
+        tunnels: this.#tunnels, ids, upstreamNames,
+        now: () => performance.timeOrigin + performance.now(),
+      }),
       upstreamKinds: () => upstreams.kinds(observed.config()),
       program: observed.program,
       mode: () => (observed.config().upstream === null ? null : observed.config().mode),

@@ -64,12 +64,12 @@ export class Tunnels {
     this.#sources = sources;
   }
 
-  /** Every open tunnel, once at most. The row is valid within the call. Lets others go on meanwhile. */
-  async scan(see: (row: TableReader, worker: WorkerView) => void): Promise<void> {
+  /** Every row that a tunnel may stand in; it has not been read. Lets others go on meanwhile. */
+  async scan(see: (index: number, worker: WorkerView) => void): Promise<void> {
     let left = ROWS_PER_TURN;
     for (const worker of this.#sources.workers()) {
       for (let index = 0; index < worker.counters[ROWS_USED]!; index++) {
-        if (worker.table.read(index)) see(worker.table, worker);
+        see(index, worker);
         if (--left > 0) continue;
         left = ROWS_PER_TURN;
         await new Promise(setImmediate);

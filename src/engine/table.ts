@@ -25,6 +25,7 @@ export const GRANTED = 7;
 const CHANGING = 15;
 /** The phase stands in the stamp's low bits. */
 const PHASE_MASK = 15;
+export const phaseOf = (stamp: number): number => stamp & PHASE_MASK;
 
 // Offsets in a row, in bytes. Sockaddrs first: they are where system calls want them.
 export const CLIENT = 0;
@@ -149,9 +150,13 @@ function writeText(to: Uint8Array, at: number, room: number, text: string): void
 /** How often a row that is being written is tried again; it is written in a moment. */
 const ATTEMPTS = 16;
 
-/** Main's side: one worker's table, a row at a time, copied. */
+/**
+ * Main's side: one worker's table, a row at a time, copied. Whoever goes through all rows again and again
+ * copies only those whose stamp has moved on, and looks at the numbers of the others where they stand.
+ */
 export class TableReader {
   readonly #words: Int32Array;
+  readonly #moving: Float64Array;
   readonly #texts: Uint8Array;
   readonly #copy = new Int32Array(ROW_BYTES / 4);
   readonly #numbers = new Float64Array(this.#copy.buffer);
@@ -163,11 +168,27 @@ export class TableReader {
 
   constructor(rows: SharedArrayBuffer, texts: SharedArrayBuffer) {
     this.#words = new Int32Array(rows);
+    this.#moving = new Float64Array(rows);
     this.#texts = new Uint8Array(texts);
   }
 
   get rows(): number {
     return this.#words.length / (ROW_BYTES / 4);
+  }
+
+  /** While it is the same, the row is of the same tunnel, in the same phase, with the same addresses and texts. */
+  stampAt(index: number): number {
+    return Atomics.load(this.#words, index * (ROW_BYTES / 4) + (STAMP >> 2));
+  }
+
+  /** STARTED, SINCE, ACTIVE, UP or DOWN of a row that need not have been read. */
+  numberAt(index: number, offset: number): number {
+    return this.#moving[index * (ROW_BYTES / 8) + (offset >> 3)]!;
+  }
+
+  /** DIALLED_US, SHAKEN_US or FIRST_BYTE_US of such a row. */
+  microsAt(index: number, offset: number): number {
+    return this.#words[index * (ROW_BYTES / 4) + (offset >> 2)]!;
   }
 
   /** Copies a row. False: no tunnel is there, or it changed all the time. */
@@ -177,7 +198,7 @@ export class TableReader {
     this.#index = index;
     for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
       const stamp = Atomics.load(words, start + (STAMP >> 2));
-      const phase = stamp & PHASE_MASK;
+      const phase = phaseOf(stamp);
       if (phase === OVER) return false;
       if (phase === CHANGING) continue;
       for (let i = 0; i < ROW_BYTES / 4; i++) this.#copy[i] = words[start + i]!;
@@ -199,8 +220,12 @@ export class TableReader {
     return this.#copy[ID >> 2]! >>> 0;
   }
 
+  get stamp(): number {
+    return this.#copy[STAMP >> 2]!;
+  }
+
   get phase(): number {
-    return this.#copy[STAMP >> 2]! & PHASE_MASK;
+    return phaseOf(this.stamp);
   }
 
   get version(): number {
