@@ -399,12 +399,13 @@ async function watched(name: SubjectName, scale: Scale, options: SubjectOptions)
     for (let i = 0; i < WATCHED_ROUNDS; i++) {
       const alone = i % 2 === 0 ? await pair() : null;
       const watchers = await Watchers.begin(adminPortOf(name));
-      const [scrapes, events, begin] = [watchers.scrapes, watchers.events, performance.now()];
+      const [before, begin] = [await watchers.seen(), performance.now()];
       const [cpu, workerCpu] = [readCpu(fresh.pid), readWorkerCpu(fresh.pid)];
       const [trips, shorts] = await pair();
       const mainNs = cpuBetween(cpu, readCpu(fresh.pid)) - (readWorkerCpu(fresh.pid) - workerCpu);
       const seconds = (performance.now() - begin) / 1000;
-      const seen = { scrapes: (watchers.scrapes - scrapes) / seconds, events: (watchers.events - events) / seconds };
+      const after = await watchers.seen();
+      const seen = { scrapes: (after.scrapes - before.scrapes) / seconds, events: (after.events - before.events) / seconds };
       await watchers.end();
       const [tripsAlone, shortsAlone] = alone ?? (await pair());
       ratios.push({
