@@ -164,6 +164,10 @@ export const SPLICE_F_NONBLOCK = 2;
 export const EFD_NONBLOCK = 0o4000;
 export const EFD_CLOEXEC = 0o2000000;
 
+// sched(7)
+export const SCHED_OTHER = 0;
+export const SCHED_BATCH = 3;
+
 // adjtimex(2)
 export const TIME_ERROR = 5;
 /** sizeof(struct timex), far above it. */

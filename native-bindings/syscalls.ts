@@ -74,6 +74,10 @@ export interface Syscalls {
   setrlimit(resource: number, soft: number, hard: number): Result;
   /** Of the calling thread, as capset(2) is. */
   prctl(option: number, value: number, more?: number): Result;
+  /** Of the calling thread; it passes its policy on to threads and processes that it starts. musl: -ENOSYS. */
+  sched_getscheduler(): Result;
+  /** To one of the policies that know no priority. */
+  sched_setscheduler(policy: number): Result;
   /** The state of the clock: TIME_ERROR when nothing keeps it right. Sets nothing. */
   adjtimex(): Result;
   /** The calling thread's capabilities from now on: permitted, effective and inheritable alike. */
@@ -116,6 +120,8 @@ export function linux(): Syscalls {
     getrlimit: libc.func("int getrlimit(int, uintptr_t)"),
     setrlimit: libc.func("int setrlimit(int, uintptr_t)"),
     prctl: libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)"),
+    sched_getscheduler: libc.func("int sched_getscheduler(int)"),
+    sched_setscheduler: libc.func("int sched_setscheduler(int, int, uintptr_t)"),
     adjtimex: libc.func("int adjtimex(uintptr_t)"),
     capset: libc.func("int capset(uintptr_t, uintptr_t)"),
   };
@@ -214,6 +220,12 @@ export function linux(): Syscalls {
       return answer(c.setrlimit(resource, limit.address));
     },
     prctl: (option, value, more = 0) => answer(c.prctl(option, value, more, 0, 0)),
+    sched_getscheduler: () => answer(c.sched_getscheduler(0)),
+    // struct sched_param is one int, the priority: 0.
+    sched_setscheduler: (policy) => {
+      ints[0] = 0;
+      return answer(c.sched_setscheduler(0, policy, int.address));
+    },
     adjtimex: () => answer(c.adjtimex(memory(TIMEX_SIZE).address)),
     capset: (capabilities) => {
       // A version and a pid (0: this thread), then twice three words of 32 bits each.

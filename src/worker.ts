@@ -4,7 +4,7 @@
  */
 import { domainToASCII } from "node:url";
 import { type MessagePort, receiveMessageOnPort, workerData } from "node:worker_threads";
-import { EPOLLIN, PR_SET_NAME } from "../native-bindings/constants.ts";
+import { EPOLLIN, PR_SET_NAME, SCHED_BATCH, SCHED_OTHER } from "../native-bindings/constants.ts";
 import { linux, type Memory, type Syscalls } from "../native-bindings/syscalls.ts";
 import { assert } from "./engine/assert.ts";
 import { ORDERS, threadName } from "./engine/counters.ts";
@@ -95,6 +95,8 @@ function work(start: WorkerStart): void {
     onStep: (step) => report({ kind: "step", step }),
     toAscii: domainToASCII,
   });
+  // Main makes way for workers (resources.ts), and has passed that on to this thread.
+  if (sys.sched_getscheduler() === SCHED_BATCH) sys.sched_setscheduler(SCHED_OTHER);
   // By this name top -H shows it, and main finds what CPU it has had.
   const name = sys.memory(THREAD_NAME_BYTES);
   new TextEncoder().encodeInto(threadName(start.worker), name.bytes);

@@ -2,7 +2,7 @@
  * What this process may use of the kernel: file descriptors and pipes. Asked once, at start.
  */
 import { readdirSync, statSync } from "node:fs";
-import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE } from "../../native-bindings/constants.ts";
+import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE, SCHED_BATCH, SCHED_OTHER } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import { FDS_MAX } from "../engine/limits.ts";
 import { readText } from "./host.ts";
@@ -16,6 +16,15 @@ export function raiseNofile(sys: Syscalls): number {
   const wanted = Math.min(hard, Math.max(soft, FDS_MAX));
   if (wanted > soft && sys.setrlimit(RLIMIT_NOFILE, wanted, hard) >= 0) return wanted;
   return soft;
+}
+
+/**
+ * Main makes way for the workers, whose work does not wait: as SCHED_BATCH (sched(7)) it has the same
+ * share of the CPUs, but preempts nobody when it wakes up, as it does for each scrape. It takes no
+ * privilege. A policy that an operator has given to the process is left alone.
+ */
+export function makeWay(sys: Syscalls): void {
+  if (sys.sched_getscheduler() === SCHED_OTHER) sys.sched_setscheduler(SCHED_BATCH);
 }
 
 /** Up to where raiseNofile() would go. */

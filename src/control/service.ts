@@ -40,7 +40,7 @@ import type { ServiceManager } from "./systemd.ts";
 import type { Traffic } from "./traffic.ts";
 import { type Inherited, startSuccessor } from "./upgrade.ts";
 import { Upstreams } from "./upstreams.ts";
-import { openFds, pipesAllowed, raiseNofile } from "./resources.ts";
+import { makeWay, openFds, pipesAllowed, raiseNofile } from "./resources.ts";
 
 const TICK_MS = 1000;
 const OBSERVED_AGAIN_MS = 50;
@@ -97,6 +97,7 @@ export class Service {
     this.#log = log;
     this.#config = config;
     this.#nofile = raiseNofile(sys);
+    makeWay(sys);
     this.#listeners = new Listeners(sys);
     this.#addressNews = new AddressNews(sys);
     const ids = new RequestIds();

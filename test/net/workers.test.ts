@@ -3,6 +3,8 @@
  * hangs is noticed. The faults come from outside: see fault.ts.
  */
 import { strict as assert } from "node:assert";
+import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { SCHED_BATCH, SCHED_OTHER } from "../../native-bindings/constants.ts";
 import { connect, eventually, type Peer, sleep } from "./actors.ts";
 import { SERVER } from "./network.ts";
 import { Faults, type Relay } from "./relay.ts";
@@ -93,6 +95,40 @@ for (const workers of [1, 3]) {
       assert.equal((await relay.stop()).code, 0);
     },
   );
+}
+
+scenario("main makes way for the workers, and for one that takes another's place", async (stage) => {
+  const { relay, faults } = await setting(stage, 2);
+  const { pid } = relay.process;
+  const main = (): number => policyOf(pid, `${pid}`);
+  assert.equal(main(), SCHED_BATCH);
+  const before = workersOf(pid);
+  assert.deepEqual([...before.values()], [SCHED_OTHER, SCHED_OTHER]);
+  faults.request("throw");
+  const clients = await provoke(stage, () => !faults.files().includes("throw"));
+  await eventually("the other thread has its name", () => {
+    const now = workersOf(pid);
+    return now.size === 2 && [...now.keys()].some((tid) => !before.has(tid));
+  });
+  await eventually("and serves", async () => answers(await newClient(stage)));
+  assert.deepEqual([...workersOf(pid).values()], [SCHED_OTHER, SCHED_OTHER]);
+  assert.equal(main(), SCHED_BATCH);
+  for (const client of clients) client.destroy();
+});
+
+/** By thread: proc_pid_stat(5), field 41, counted behind the name, which is the second. */
+function policyOf(pid: number, tid: string): number {
+  const stat = readFileSync(`/proc/${pid}/task/${tid}/stat`, "utf8");
+  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[41 - 3]);
+}
+
+/** The policies of the threads of the data plane. */
+function workersOf(pid: number): Map<string, number> {
+  const isWorker = (tid: string): boolean => {
+    const comm = `/proc/${pid}/task/${tid}/comm`;
+    return existsSync(comm) && readFileSync(comm, "utf8").startsWith("transplice-");
+  };
+  return new Map(readdirSync(`/proc/${pid}/task`).filter(isWorker).map((tid) => [tid, policyOf(pid, tid)]));
 }
 
 scenario(

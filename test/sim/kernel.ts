@@ -856,6 +856,14 @@ export class SimulatedKernel implements Syscalls {
     return -EPERM;
   }
 
+  sched_getscheduler(): Result {
+    return 0;
+  }
+
+  sched_setscheduler(_policy: number): Result {
+    return -EPERM;
+  }
+
   adjtimex(): Result {
     return 0;
   }
