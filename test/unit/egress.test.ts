@@ -1,5 +1,6 @@
 /** Who leaves by which address: what must not move does not, and the shares are those asked for. */
 import assert from "node:assert/strict";
+import { createHash } from "node:crypto";
 import { describe, it } from "node:test";
 import fc from "fast-check";
 import { type Affinity, type EgressAddress, EgressPool } from "../../src/policy/egress.ts";
@@ -77,6 +78,32 @@ const anyAddresses = (most: number) =>
   });
 const AFFINITIES: readonly Affinity[] = ["client", "client-destination", "none"];
 const servers = [IPV4_SERVER, IPV6_SERVER, mapped(IPV4_SERVER)];
+
+/** Who leaves first, second, and third, of 3,000 clients, to either family: all in one number. */
+function digest(pool: EgressPool): string {
+  const hash = createHash("sha256");
+  for (const each of clients(3000)) {
+    for (const to of [IPV4_SERVER, IPV6_SERVER]) {
+      for (const rank of [0, 1, 2]) hash.update(`${choose(pool, each, rank, to)} `);
+    }
+  }
+  return hash.digest("hex").slice(0, 16);
+}
+
+/** Addresses by the thousand, of one weight and of several, of both families, and some of them out. */
+const LARGE: Record<string, readonly [() => EgressPool, string]> = {
+  "4,096 addresses": [() => poolOf(some(4096)), "2660f4b98042954f"],
+  "4,096 addresses of three weights": [() => poolOf(some(4096, (i) => 1 + (i % 3))), "716ff9c13397b637"],
+  "1,000 addresses of either family, one in seven of them out": [() => {
+    const ipv6s = Array.from({ length: 1000 }, (_, i) => address(ipv6(i), 1 + (i & 1)));
+    const pool = poolOf([...some(1000), ...ipv6s], "client-destination");
+    for (let i = 0; i < 2000; i += 7) pool.setUsable(i, false);
+    return pool;
+  }, "2e95b608387f1b66"],
+  "20,000 addresses of nineteen weights": [
+    () => poolOf(some(20_000, (i) => 1 / (1 + ((i * i) % 37)))), "402fd51dab19bfad",
+  ],
+};
 
 describe("rendezvous", () => {
   const scene = fc.tuple(anyAddresses(80), fc.array(anyClient, { minLength: 1, maxLength: 20 }), fc.nat());
@@ -158,6 +185,10 @@ describe("rendezvous", () => {
     ]);
     assert.deepEqual(said, GOLDEN);
   });
+
+  for (const [what, [pools, expected]] of Object.entries(LARGE)) {
+    it(`so have the clients of ${what}`, () => assert.equal(digest(pools()), expected));
+  }
 });
 
 describe("the ranks", () => {
