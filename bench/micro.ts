@@ -181,6 +181,7 @@ function egressChoice(): Operations {
   const known = new EgressPool(addresses(() => 1), "client", never);
   const fresh = new EgressPool(addresses(() => 1), "client", never);
   const weighted = new EgressPool(addresses((i) => 1 + (i % 3)), "client", never);
+  const eight = new EgressPool(addresses((i) => 1 + (i % 8)), "client", never);
   const drawing = new EgressPool(addresses(() => 1), "none", Math.random);
   const few = new EgressPool(addresses(() => 1).slice(0, 8), "client", never);
   const server = Uint8Array.of(198, 51, 100, 10);
@@ -195,7 +196,12 @@ function egressChoice(): Operations {
     "a known client, of 1,000": () => ask(known, turn++ % 1000, 0),
     "a known client's second choice": () => ask(known, turn++ % 1000, 1),
     "a new client": () => ask(fresh, turn++, 0),
+    "a new client, its first choice and its second": () => {
+      ask(fresh, turn, 0);
+      return ask(fresh, turn++, 1);
+    },
     "a new client, three weights": () => ask(weighted, turn++, 0),
+    "a new client, eight weights": () => ask(eight, turn++, 0),
     "affinity none": () => ask(drawing, turn++, 0),
     "a client of 8 addresses": () => ask(few, turn++, 0),
   };

@@ -186,9 +186,65 @@ describe("rendezvous", () => {
     assert.deepEqual(said, GOLDEN);
   });
 
+  it("so has each its whole order, by weight and with some out", () => {
+    const pool = poolOf(some(300, (i) => [1, 2, 0.5, 10, 3][i % 5]!));
+    for (let i = 0; i < 300; i += 7) pool.setUsable(i, false);
+    const hash = createHash("sha256");
+    for (const each of clients(100)) hash.update(order(pool, each).join(" "));
+    assert.equal(hash.digest("hex").slice(0, 16), "b2e5a3bf713b38ff");
+  });
+
   for (const [what, [pools, expected]] of Object.entries(LARGE)) {
     it(`so have the clients of ${what}`, () => assert.equal(digest(pools()), expected));
   }
+});
+
+describe("SIMD", () => {
+  const withoutSimd = (addresses: readonly EgressAddress[], affinity: Affinity): EgressPool => {
+    const { WebAssembly } = globalThis as unknown as { WebAssembly: { validate(bytes: unknown): boolean } };
+    const { validate } = WebAssembly;
+    try {
+      WebAssembly.validate = () => false;
+      return poolOf(addresses, affinity);
+    } finally {
+      WebAssembly.validate = validate;
+    }
+  };
+
+  it("or none, every client has the same order, whatever the weights and which of them are out", () => {
+    const many = fc.constantFrom(fc.constant(1), weight).chain((weights) =>
+      fc.tuple(fc.constantFrom(ipv4, ipv6), fc.array(weights, { minLength: 33, maxLength: 200, size: "max" })),
+    );
+    fc.assert(
+      fc.property(many, fc.array(fc.nat(199)), fc.array(anyClient, { minLength: 1, maxLength: 4 }),
+        fc.constantFrom<Affinity>("client", "client-destination"),
+        ([bytesOf, weights], out, all, affinity) => {
+          const addresses = weights.map((each, i) => address(bytesOf(i), each));
+          const [pool, plain] = [poolOf(addresses, affinity), withoutSimd(addresses, affinity)];
+          for (const outside of [[], out]) {
+            for (const index of outside.filter((each) => each < addresses.length)) {
+              pool.setUsable(index, false);
+              plain.setUsable(index, false);
+            }
+            for (const each of all) {
+              for (const to of servers) assert.deepEqual(order(pool, each, to), order(plain, each, to));
+            }
+          }
+        },
+      ),
+      { numRuns: 300 },
+    );
+  });
+
+  it("or none, the clients of 4,096 addresses leave by the same", () => {
+    for (const weights of [1, 3, 50]) {
+      const addresses = some(4096, (i) => 1 + (i % weights));
+      const [pool, plain] = [poolOf(addresses), withoutSimd(addresses, "client")];
+      for (const each of clients(5000)) {
+        for (const rank of [0, 1]) assert.equal(choose(pool, each, rank), choose(plain, each, rank));
+      }
+    }
+  });
 });
 
 describe("the ranks", () => {
@@ -214,6 +270,24 @@ describe("the ranks", () => {
   it("name all of 4,096, also by weight", () => {
     for (const weights of [() => 1, (i: number) => 1 + (i % 5)]) {
       assert.equal(new Set(order(poolOf(some(4096, weights)), client(7))).size, 4096);
+    }
+  });
+
+  it("name each once where two are worth the same to a client, to the last bit", () => {
+    for (const each of clients(300)) {
+      // The weight of the second at which it overtakes the first: between two neighbours of doubles.
+      const pool = (one: number, count: number) => poolOf(some(count, (i) => (i === 1 ? one : 1)));
+      let [below, above] = [2 ** -40, 2 ** 40];
+      for (;;) {
+        const middle = Math.sqrt(below * above);
+        const half = middle > below && middle < above ? middle : (below + above) / 2;
+        if (half <= below || half >= above) break;
+        if (choose(pool(half, 2), each) === 0) below = half;
+        else above = half;
+      }
+      for (const one of [below, above, below * (1 - 2e-16), above * (1 + 3e-16)]) {
+        assert.deepEqual(order(pool(one, 5), each).sort(), [0, 1, 2, 3, 4]);
+      }
     }
   });
 
