@@ -168,6 +168,12 @@ export const EFD_CLOEXEC = 0o2000000;
 export const SCHED_OTHER = 0;
 export const SCHED_BATCH = 3;
 
+/**
+ * For clock_gettime(2): the CPU time of a thread of this process, as pthread_getcpuclockid(3) names it
+ * (MAKE_THREAD_CPUCLOCK and CPUCLOCK_SCHED in the kernel's <linux/posix-timers.h>).
+ */
+export const threadCpuClock = (tid: number): number => (~tid << 3) | 6;
+
 // adjtimex(2)
 export const TIME_ERROR = 5;
 /** sizeof(struct timex), far above it. */

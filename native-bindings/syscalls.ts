@@ -78,6 +78,8 @@ export interface Syscalls {
   sched_getscheduler(): Result;
   /** To one of the policies that know no priority. */
   sched_setscheduler(policy: number): Result;
+  /** What a clock says, in ns; not for the time of day, of which a number has not so many digits. */
+  clock_gettime(clock: number): Result;
   /** The state of the clock: TIME_ERROR when nothing keeps it right. Sets nothing. */
   adjtimex(): Result;
   /** The calling thread's capabilities from now on: permitted, effective and inheritable alike. */
@@ -122,6 +124,7 @@ export function linux(): Syscalls {
     prctl: libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)"),
     sched_getscheduler: libc.func("int sched_getscheduler(int)"),
     sched_setscheduler: libc.func("int sched_setscheduler(int, int, uintptr_t)"),
+    clock_gettime: libc.func("int clock_gettime(int, uintptr_t)"),
     adjtimex: libc.func("int adjtimex(uintptr_t)"),
     capset: libc.func("int capset(uintptr_t, uintptr_t)"),
   };
@@ -225,6 +228,11 @@ export function linux(): Syscalls {
     sched_setscheduler: (policy) => {
       ints[0] = 0;
       return answer(c.sched_setscheduler(0, policy, int.address));
+    },
+    clock_gettime: (clock) => {
+      // struct timespec: seconds, and ns, in 64 bits each.
+      const result = c.clock_gettime(clock, limit.address);
+      return result === -1 ? -errno() : limit.view.getUint32(0, true) * 1e9 + limit.view.getUint32(8, true);
     },
     adjtimex: () => answer(c.adjtimex(memory(TIMEX_SIZE).address)),
     capset: (capabilities) => {

@@ -71,7 +71,7 @@ export class Observatory {
   readonly #metrics: HttpServers;
   readonly #admin: Admin;
   readonly #traces: Traces;
-  readonly #threads = new ThreadTimes();
+  readonly #threads: ThreadTimes;
   readonly #info: Memory;
   /** Where metrics are served, as was asked for last. */
   #metricsAt: readonly HttpAddress[] = [];
@@ -81,6 +81,7 @@ export class Observatory {
     const { sys, log, fleet, egress, upstreams, ids, passed } = observed;
     this.#observed = observed;
     this.#info = sys.memory(TCP_INFO_BYTES);
+    this.#threads = new ThreadTimes(sys);
     const counted = {
       addresses: () => fleet.exits.addresses(),
       denied: () => fleet.exits.denied(),
@@ -214,7 +215,7 @@ export class Observatory {
       counters: fleet.counters,
       meters: fleet.meters,
       workers,
-      cpuSeconds: workers.map(({ number }) => this.#threads.seconds(threadName(number))),
+      cpuSeconds: workers.map(({ number, incarnation }) => this.#threads.seconds(threadName(number), incarnation)),
       replacements: fleet.replacements,
       tunnelsMax: tunnelsMax(),
       upstreams: fleet.upstreams.counts().map((counts) => ({

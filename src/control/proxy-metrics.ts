@@ -77,9 +77,17 @@ export function resultOf(reason: Reason): Result {
 
 export const RESULTS: readonly Result[] = ["ok", "client", "destination", "upstream", "internal"];
 
+const RESULTS_AND_REFUSED = [...RESULTS, "refused"] as const;
+const REASONS_AT = REASONS.map((reason) => [reason, endingAt(reason)] as const);
+
+/** Where the counters of its reasons are. */
+const ENDINGS = new Map(RESULTS.map((result) => [result, REASONS.filter((reason) => resultOf(reason) === result).map(endingAt)]));
+
 /** Of all that have ended. */
 export function endedWith(counters: Float64Array, result: Result): number {
-  return REASONS.reduce((sum, reason) => (resultOf(reason) === result ? sum + counters[endingAt(reason)]! : sum), 0);
+  let sum = 0;
+  for (const at of ENDINGS.get(result)!) sum += counters[at]!;
+  return sum;
 }
 
 type Numbers = () => ProxyNumbers;
@@ -99,12 +107,12 @@ function tunnelFamilies(now: Numbers, boundText: (bound: number) => string): Fam
     new Each(
       "counter", "transplice_connections_total",
       "Connections that are over, by whose doing it was; refused: reset at the limit.",
-      () => [...RESULTS, "refused"] as const, (result) => ({ result }),
+      () => RESULTS_AND_REFUSED, (result) => ({ result }),
       (result) => (result === "refused" ? now().counters[REFUSED_FULL]! : endedWith(now().counters, result)),
     ),
     new Each(
       "counter", "transplice_connections_ended_total", "Connections that are over, by the reason in the log.",
-      () => REASONS, (reason) => ({ reason }), (reason) => now().counters[endingAt(reason)]!,
+      () => REASONS_AT, ([reason]) => ({ reason }), ([, at]) => now().counters[at]!,
     ),
     new Each(
       "counter", "transplice_bytes_total", "Bytes relayed; up: to the destination, down: to the client.",

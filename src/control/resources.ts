@@ -2,7 +2,7 @@
  * What this process may use of the kernel: file descriptors and pipes. Asked once, at start.
  */
 import { readdirSync, statSync } from "node:fs";
-import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE, SCHED_BATCH, SCHED_OTHER } from "../../native-bindings/constants.ts";
+import { CAP_SYS_ADMIN, CAP_SYS_RESOURCE, RLIMIT_NOFILE, SCHED_BATCH, SCHED_OTHER, threadCpuClock } from "../../native-bindings/constants.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
 import { FDS_MAX } from "../engine/limits.ts";
 import { readText } from "./host.ts";
@@ -74,33 +74,32 @@ function capabilities(set: "CapEff" | "CapPrm" | "CapBnd"): bigint {
 
 /** What CPU the threads of this process have had, by their names (prctl(2), PR_SET_NAME). */
 export class ThreadTimes {
-  /** By name. A thread that ends takes its number with it. */
-  readonly #ids = new Map<string, string>();
+  readonly #sys: Syscalls;
+  readonly #threads = new Map<string, { readonly tid: number; readonly life: number }>();
 
-  /** Seconds, user and system; null: there is no such thread, or the kernel does not say. */
-  seconds(name: string): number | null {
-    const known = this.#ids.get(name);
-    const ns = known === undefined ? null : this.#runNs(known, name);
-    if (ns !== null) return ns / 1e9;
-    this.#find();
-    const found = this.#ids.get(name);
-    const again = found === undefined ? null : this.#runNs(found, name);
-    return again === null ? null : again / 1e9;
+  constructor(sys: Syscalls) {
+    this.#sys = sys;
   }
 
-  #runNs(id: string, name: string): number | null {
-    if (readText(`${TASKS}/${id}/comm`)?.trim() !== name) return null;
-    // Documentation/scheduler/sched-stats.rst: time on the CPU comes first.
-    const ns = Number(readText(`${TASKS}/${id}/schedstat`)?.split(" ")[0]);
-    return Number.isFinite(ns) ? ns : null;
+  /**
+   * Seconds, user and system; null: there is no such thread. `life`: another number is another thread of
+   * the name, so that nobody is taken for one who has ended and whose tid somebody else has.
+   */
+  seconds(name: string, life: number): number | null {
+    const known = this.#threads.get(name);
+    const ns = known?.life === life ? this.#runNs(known.tid) : -1;
+    if (ns >= 0) return ns / 1e9;
+    this.#threads.delete(name);
+    const tid = readdirSync(TASKS).find((id) => readText(`${TASKS}/${id}/comm`)?.trim() === name);
+    if (tid === undefined) return null;
+    this.#threads.set(name, { tid: Number(tid), life });
+    const found = this.#runNs(Number(tid));
+    return found < 0 ? null : found / 1e9;
   }
 
-  #find(): void {
-    this.#ids.clear();
-    for (const id of readdirSync(TASKS)) {
-      const name = readText(`${TASKS}/${id}/comm`)?.trim();
-      if (name !== undefined) this.#ids.set(name, id);
-    }
+  /** A single system call, where /proc takes ten: it is asked for with each scrape. */
+  #runNs(tid: number): number {
+    return this.#sys.clock_gettime(threadCpuClock(tid));
   }
 }
 

@@ -864,6 +864,10 @@ export class SimulatedKernel implements Syscalls {
     return -EPERM;
   }
 
+  clock_gettime(_clock: number): Result {
+    return -EINVAL;
+  }
+
   adjtimex(): Result {
     return 0;
   }

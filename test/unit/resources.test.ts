@@ -1,0 +1,43 @@
+/** The CPU time of a thread of this process, by its name. */
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import { test } from "node:test";
+import { PR_SET_NAME } from "../../native-bindings/constants.ts";
+import { linux } from "../../native-bindings/syscalls.ts";
+import { ThreadTimes } from "../../src/control/resources.ts";
+
+const sys = linux();
+
+function rename(name: string): void {
+  const memory = sys.memory(16);
+  new TextEncoder().encodeInto(name, memory.bytes);
+  assert.equal(sys.prctl(PR_SET_NAME, memory.address), 0);
+}
+
+/** What the scheduler says of this thread: Documentation/scheduler/sched-stats.rst, time on the CPU comes first. */
+const bySchedstat = (): number => Number(readFileSync(`/proc/self/task/${process.pid}/schedstat`, "utf8").split(" ")[0]) / 1e9;
+
+test("a thread's CPU time is what the scheduler counts, and no other thread's", () => {
+  const times = new ThreadTimes(sys);
+  rename("here-0");
+  for (let round = 0; round < 3; round++) {
+    const before = bySchedstat();
+    const seconds = times.seconds("here-0", 0)!;
+    for (let i = 0; i < 3e6; i++) Math.sqrt(i); // The scheduler's account is brought up to date at its ticks.
+    // Both count the same clock; what is between two readings lies between them.
+    const after = times.seconds("here-0", 0)!;
+    assert.ok(before <= seconds && seconds < after, `${before} ${seconds} ${after}`);
+  }
+  assert.ok(times.seconds("here-0", 0)! <= process.cpuUsage().user / 1e6 + process.cpuUsage().system / 1e6 + 1);
+});
+
+test("null where there is no such thread, and another life is looked for anew", () => {
+  const times = new ThreadTimes(sys);
+  rename("here-0");
+  assert.equal(times.seconds("here-1", 0), null);
+  assert.notEqual(times.seconds("here-0", 0), null);
+  rename("here-1");
+  assert.notEqual(times.seconds("here-0", 0), null, "the same life: the same thread, whatever it is called now");
+  assert.equal(times.seconds("here-0", 1), null, "another, and nobody has the name");
+  assert.notEqual(times.seconds("here-1", 7), null);
+});
