@@ -5,6 +5,7 @@
  */
 import { strict as assert } from "node:assert";
 import { text } from "./actors.ts";
+import { ADMIN_PORT, Asker, TOKEN } from "./admin.ts";
 import { FAMILIES, LAN, PROXY, RELAY, SERVER } from "./network.ts";
 import { BACKENDS, everything, Firewall, MARK, servers, theirs, touchLegacy } from "./rules.ts";
 import { unprivileged } from "./sandbox.ts";
@@ -71,6 +72,37 @@ for (const backend of BACKENDS) {
       assert.equal(firewall.run("remove").status, 0, "twice is fine");
       assert.equal(everything(stage), before);
       assert.match(firewall.status(), /^3 absent/);
+    });
+  }
+  for (const mode of ["redirect", "tproxy"] as const) {
+    scenario(`${backend}, ${mode}: the admin endpoint is asked past the rules, from this host, within and without`, async (stage) => {
+      servers(stage);
+      touchLegacy(stage);
+      const upstream = stage.upstream({ protocol: "socks5", dials: true });
+      // Named by the operator, the host's own networks are included: its own addresses never are.
+      const include = ["127.0.0.0/8", "10.7.0.0/16", "192.0.2.0/24", "fd07::/64", "2001:db8:2::/64", "198.51.100.0/24", "2001:db8:100::/48"];
+      const settings = {
+        listen: ":1081", proxy_url: upstream.url(), mode, mark: MARK, workers: 1,
+        admin: { listen: `:${ADMIN_PORT}`, token: TOKEN },
+        firewall: { interfaces: ["inner"], include, exclude: ["192.0.2.3/32"] },
+      };
+      const firewall = new Firewall(stage, settings);
+      firewall.apply(backend);
+      const relay = await stage.relay(settings);
+      const { relay: own, lan, internet } = stage.net;
+      for (const family of FAMILIES) {
+        const loopback = family === 4 ? "127.0.0.1" : "::1";
+        const inner = family === 4 ? "10.7.0.1" : "fd07::1";
+        const askers = [[own, loopback], [own, RELAY[family]], [own, inner], [lan, inner], [lan, RELAY[family]], [internet, RELAY[family]]] as const;
+        const direct = upstream.requests.length;
+        for (const [from, address] of askers) {
+          assert.equal((await new Asker(from, address).get("/healthz")).status, 200, `${from.name} asks ${address}`);
+        }
+        assert.equal(upstream.requests.length, direct, "none of them went through the proxy");
+        assert.equal((await visit(lan, `http://${text(SERVER[family], 80)}/`)).peer, PROXY[family], "which others do");
+      }
+      firewall.run("remove");
+      assert.equal((await relay.stop()).code, 0);
     });
   }
   scenario(`${backend}: a rule that somebody took away is named, and apply brings it back`, async (stage) => {

@@ -108,6 +108,45 @@ test("two marks that are one, and the kernel's tables, are problems of the file"
   }
 });
 
+test("what is for this host itself, as the admin endpoint is, is never handed over, queued or refused", () => {
+  const admin = '[admin]\nlisten = ":9181"\ntoken = "0123456789abcdef"\n';
+  const firewall = 'interfaces = ["lan0"]\nmanage = true\non_failure = "closed"\ninclude = ["192.0.2.0/24", "10.0.0.0/8", "127.0.0.0/8"]';
+  for (const mode of ["redirect", "tproxy"]) {
+    for (const truthful of [false, true]) {
+      const made = plan(`mode = "${mode}"\nmark = 7\n${admin}[connect]\ntruthful = ${truthful}\n[firewall]\n${firewall}`);
+      for (const stage of ["engaged", "refused", "draining"] as const) {
+        const staged = { ...made, stage };
+        const what = `${mode}, ${stage}${truthful ? ", truthful" : ""}`;
+        for (const [name, rules] of nftChains(nftRules(staged))) {
+          const leads = rules.findIndex((rule) => rule.startsWith("goto "));
+          if (leads < 0) continue;
+          const local = rules.indexOf("fib daddr type local return");
+          assert.ok(local > 0 && local < leads, `${what}: nft, ${name}`);
+          const judged = rules.findIndex((rule) => /daddr @/.test(rule));
+          assert.ok(judged < 0 || local < judged, `${what}: nft, ${name}: lists of destinations come later`);
+        }
+        for (const [table, { rules }] of iptablesRules(staged, staged.families[0]!)) {
+          for (const way of ["OUTPUT", "PREROUTING", "FORWARD"]) {
+            const of = (chain: string): string[] => rules.filter((rule) => rule.startsWith(`-A TRANSPLICE_${way}${chain} `));
+            const first = of("_NET")[0];
+            assert.equal(first, of("_PORT").length === 0 ? undefined : `-A TRANSPLICE_${way}_NET -m addrtype --dst-type LOCAL -j RETURN`, `${what}: ${table}`);
+            // Before it there is nothing that would take a connection, but what TPROXY has marked already.
+            const takes = of("").filter((rule) => !/ -j RETURN$| -g TRANSPLICE_/.test(rule) && !rule.includes("-i lo -p tcp -m mark"));
+            assert.deepEqual(takes, [], `${what}: ${table}`);
+          }
+        }
+      }
+    }
+  }
+});
+
+/** Each chain's rules, in their order. */
+function nftChains(text: string): Map<string, string[]> {
+  const chains = [...text.matchAll(/^ {2}chain (\w+) \{\n([^}]*(?:\{[^}]*\}[^}]*)*)^ {2}\}/gm)];
+  assert.equal(chains.length, text.split("\n  chain ").length - 1);
+  return new Map(chains.map(([, name, body]) => [name!, body!.split("\n").map((line) => line.trim())]));
+}
+
 test("ports are merged for nft, and come fifteen at a time for iptables", () => {
   const some = plan(`[firewall]\nports = [${Array.from({ length: 20 }, (_, i) => 2 * i + 1)}, "100-200", "150-300"]`);
   assert.match(nftRules(some), /tcp dport != \{ 1, 3, .*39, 100-300 \} return/);
