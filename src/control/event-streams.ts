@@ -43,15 +43,12 @@ export class EventStreams {
 
   /** To one of them. `data` is one line, as JSON is. */
   send(response: http.ServerResponse, event: string, data: string): void {
-    const stream = this.#open.get(response);
-    if (stream === undefined) return;
-    if (response.writableLength > UNSENT_BYTES_MAX) return this.#drop(response);
-    stream.sentMs = performance.now();
-    response.write(`event: ${event}\ndata: ${data}\n\n`);
+    this.#write(response, frameOf(event, data));
   }
 
   sendAll(event: string, data: string): void {
-    for (const response of [...this.#open.keys()]) this.send(response, event, data);
+    const frame = frameOf(event, data);
+    for (const response of [...this.#open.keys()]) this.#write(response, frame);
   }
 
   /** To be called now and then: says something to who has heard nothing for long. */
@@ -72,8 +69,18 @@ export class EventStreams {
     for (const response of this.#open.keys()) response.end();
   }
 
+  #write(response: http.ServerResponse, frame: Buffer): void {
+    const stream = this.#open.get(response);
+    if (stream === undefined) return;
+    if (response.writableLength > UNSENT_BYTES_MAX) return this.#drop(response);
+    stream.sentMs = performance.now();
+    response.write(frame);
+  }
+
   #drop(response: http.ServerResponse): void {
     this.#open.delete(response);
     response.destroy();
   }
 }
+
+const frameOf = (event: string, data: string): Buffer => Buffer.from(`event: ${event}\ndata: ${data}\n\n`);

@@ -109,6 +109,7 @@ export class Observatory {
       draining: observed.stopping,
       writable: () => this.#admin.writable,
       problems: () => this.#readiness.problems,
+      now: () => performance.now(),
     });
     this.#readiness = new Readiness({
       stopping: observed.stopping,

@@ -32,6 +32,8 @@ export interface StatusSources {
   readonly draining: () => boolean;
   readonly writable: () => boolean;
   readonly problems: () => readonly string[];
+  /** In ms since this process began. */
+  readonly now: () => number;
 }
 
 const HISTORY_SECONDS = 300;
@@ -101,8 +103,9 @@ export class Status {
 
   /** Somebody looks, and will be shown single tunnels. Resolves when there are some to be shown. */
   async looked(): Promise<void> {
-    const first = performance.now() - this.#lookedMs >= LOOKED_MS;
-    this.#lookedMs = performance.now();
+    const nowMs = this.#sources.now();
+    const first = nowMs - this.#lookedMs >= LOOKED_MS;
+    this.#lookedMs = nowMs;
     if (first) await this.#survey();
   }
 
@@ -175,15 +178,16 @@ export class Status {
   // ---- what is shown
 
   #snapshot(): object {
-    const { program, mode, draining, writable, problems, survey } = this.#sources;
+    const { program, mode, draining, writable, problems, survey, now } = this.#sources;
     const { numbers } = this.#now!;
     const { counters } = numbers;
     const [last, previous] = [this.#seconds.at(-1)!, this.#seconds.at(-2)];
     const rate = (key: Exclude<keyof Second, "atMs">): number => perSecond(last[key], previous?.[key], last.atMs, previous?.atMs);
     const wrong = problems();
+    const nowMs = now();
     return {
       version: numbers.version, node: process.version, pid: process.pid, hostname: hostname(), program,
-      now: unixNow(), started: performance.timeOrigin / 1000, uptime_seconds: Math.round(performance.now()) / 1000,
+      now: (performance.timeOrigin + nowMs) / 1000, started: performance.timeOrigin / 1000, uptime_seconds: Math.round(nowMs) / 1000,
       state: draining() ? "draining" : "serving",
       ready: wrong.length === 0, problems: wrong, writable: writable(), mode: mode(),
       listen: numbers.backlogs.map(({ address, role, waiting, max }) => ({ address, role, waiting, waiting_max: max })),
@@ -298,10 +302,10 @@ export class Status {
   }
 }
 
-function momentOf({ numbers, addresses }: StatusSources): Moment {
+function momentOf({ numbers, addresses, now }: StatusSources): Moment {
   const read = numbers();
   return {
-    atMs: performance.now(), numbers: read, addresses: addresses(),
+    atMs: now(), numbers: read, addresses: addresses(),
     turns: read.workers.map(({ counters }) => counters[TURNS]!),
     splices: read.workers.map(({ meters }) => countOf(meters, meterAt("splice"))),
   };
@@ -322,8 +326,6 @@ function perSecond(now: number, before: number | undefined, nowMs: number, befor
   if (before === undefined || beforeMs === undefined || nowMs <= beforeMs) return 0;
   return Math.max(0, Math.round(((now - before) / (nowMs - beforeMs)) * 1e6) / 1000);
 }
-
-const unixNow = (): number => (performance.timeOrigin + performance.now()) / 1000;
 
 const namesOf = ({ fromCache, asked, asking }: NamesStats): object => ({
   cache_hits: fromCache, cache_misses: asked, in_flight: asking,
