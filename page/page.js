@@ -104,7 +104,8 @@ async function follow() {
     } catch (error) {
       trouble = wordsOfError(error);
     }
-    if (stopping) trouble = "the process has stopped";
+    // It may have had no time to say so, but that it was about to.
+    if (stopping || snapshot?.state === "draining") trouble = "the process has stopped";
     draw();
     await sleep(AGAIN_MS[Math.min(failures, AGAIN_MS.length - 1)]);
   }

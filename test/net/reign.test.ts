@@ -5,7 +5,7 @@
  */
 import { strict as assert } from "node:assert";
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, statSync } from "node:fs";
 import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
 import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import { type Entry, isReloaded, type Relay, type Settings } from "./relay.ts";
@@ -88,19 +88,21 @@ async function tunnels(hosts: readonly Host[]): Promise<Peer[]> {
   return all;
 }
 
-/** Processes that run guardian.js. */
-function guardians(): number[] {
+/** Processes that run guardian.js on the relay host: this machine may have others. */
+function guardians(stage: Stage): number[] {
+  const { ino } = statSync(stage.net.relay.namespace);
   return readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name)).flatMap((pid) => {
     try {
-      return readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("guardian.js") ? [Number(pid)] : [];
+      const guards = readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("guardian.js");
+      return guards && statSync(`/proc/${pid}/ns/net`).ino === ino ? [Number(pid)] : [];
     } catch {
       return []; // It has ended.
     }
   });
 }
 
-async function unguarded(): Promise<void> {
-  await eventually("the guardian has ended", () => guardians().length === 0, 20_000);
+async function unguarded(stage: Stage): Promise<void> {
+  await eventually("the guardian has ended", () => guardians(stage).length === 0, 20_000);
 }
 
 function kill(pid: number): void {
@@ -165,7 +167,7 @@ for (const backend of BACKENDS) {
       for (const peer of standing) peer.finish();
       assert.equal((await relay.process.exited).code, 0);
       assert.equal(everything(stage), before, "without a trace");
-      assert.deepEqual(guardians(), []);
+      assert.deepEqual(guardians(stage), []);
     }, LONG);
   }
 
@@ -187,7 +189,7 @@ for (const backend of BACKENDS) {
     await Promise.all(standing.map(exchange));
     for (const peer of standing) peer.finish();
     assert.equal((await first.process.exited).code, 0);
-    await unguarded();
+    await unguarded(stage);
     await assertRefused(stage);
     assert.match(firewall.status(), new RegExp(`^5 refused \\(${backend}\\)`));
 
@@ -241,7 +243,7 @@ for (const policy of ["open", "closed"] as const) {
       const loads = Array.from({ length: 8 }, () => load(stage, () => over));
       await sleep(500);
       process.kill(relay.process.pid, "SIGKILL");
-      await unguarded();
+      await unguarded(stage);
       over = true;
       const seen = (await Promise.all(loads)).flat();
       const counts = new Map<string, number>();
@@ -268,16 +270,16 @@ scenario("kill -9 of the guardian: another takes its place, and does its work", 
   const relay = await stage.relay(settings);
   await engaged(relay);
   const applied = everything(stage);
-  const [first] = guardians();
+  const [first] = guardians(stage);
   kill(first!);
   await relay.logged("the death", ({ message }) => message.startsWith("the guardian"));
-  await eventually("there is another", () => guardians().some((pid) => pid !== first), 20_000);
+  await eventually("there is another", () => guardians(stage).some((pid) => pid !== first), 20_000);
   assert.equal(everything(stage), applied, "nothing has changed");
   vandalize(stage.net.relay, "nft", "redirect");
   await eventually("it mends", () => everything(stage) === applied, 30_000);
   await assertThrough(stage);
   process.kill(relay.process.pid, "SIGKILL");
-  await unguarded();
+  await unguarded(stage);
   assert.equal(everything(stage), before, "without a trace");
 }, LONG);
 
@@ -290,7 +292,7 @@ scenario("kill -9 of both at once: rules stand until the next start, which makes
     const proxy = upstream(stage);
     const relay = await stage.relay(settings);
     await engaged(relay);
-    const [guardian] = guardians();
+    const [guardian] = guardians(stage);
     // So that neither sees the other's end.
     for (const pid of [guardian!, relay.process.pid]) process.kill(pid, "SIGSTOP");
     for (const pid of [guardian!, relay.process.pid]) process.kill(pid, "SIGKILL");
@@ -352,7 +354,7 @@ scenario("HUP: other settings, another upstream, another port, and no rules at a
   await relay.reload();
   await assertDirect(stage);
   await exchange(peer!);
-  await unguarded();
+  await unguarded(stage);
   assert.equal(everything(stage), before, "without a trace");
   relay.configure(settings);
   await relay.reload(isReloaded);
@@ -372,7 +374,7 @@ scenario("an upgrade: rules stand without a gap, and the guardian is the success
   const relay = await stage.relay(settings);
   await engaged(relay);
   const applied = everything(stage);
-  const [first] = guardians();
+  const [first] = guardians(stage);
   let over = false;
   let direct = 0;
   stage.finally(() => {
@@ -388,15 +390,15 @@ scenario("an upgrade: rules stand without a gap, and the guardian is the success
   relay.process.signal("SIGUSR2");
   await relay.logged("the failure", ({ message }) => message.includes("does not serve"), 30_000);
   assert.equal(everything(stage), applied);
-  assert.deepEqual(guardians(), [first]);
+  assert.deepEqual(guardians(stage), [first]);
 
   relay.configure(settings);
   const standing = await tunnels([stage.net.relay]);
   relay.process.signal("SIGUSR2");
   const { successor } = await relay.logged("a successor", ({ message }) => message.includes("has taken over"), 30_000);
   stage.finally(() => kill(Number(successor)));
-  await eventually("the old guardian has ended", () => !guardians().includes(first!), 20_000);
-  assert.equal(guardians().length, 1);
+  await eventually("the old guardian has ended", () => !guardians(stage).includes(first!), 20_000);
+  assert.equal(guardians(stage).length, 1);
   await sleep(1000);
   over = true;
   await watch;
@@ -410,7 +412,7 @@ scenario("an upgrade: rules stand without a gap, and the guardian is the success
   await eventually("the successor's guardian mends them", () => everything(stage) === applied, 20_000);
 
   kill(Number(successor));
-  await unguarded();
+  await unguarded(stage);
   assert.equal(everything(stage), before, "without a trace");
 }, LONG);
 
@@ -426,7 +428,7 @@ for (const [name, listen, family] of [["IPv4", "127.0.0.1:1081", 4], ["IPv6", "[
       await engaged(relay);
       for (const each of FAMILIES) assert.equal(await way(stage.net.relay, each), each === family ? PROXY[each] : RELAY[each]);
       process.kill(relay.process.pid, "SIGKILL");
-      await unguarded();
+      await unguarded(stage);
       for (const each of FAMILIES) {
         const { status } = await curl(stage.net.relay, `http://${text(SERVER[each], 80)}/`);
         assert.equal(status, each === family ? 7 : 0, `${backend}, IPv${each}`);
@@ -448,12 +450,12 @@ scenario("a user of its own, with CAP_NET_ADMIN and nothing else, and so its gua
     const relay = await stage.relay(settings);
     await engaged(relay);
     await assertThrough(stage);
-    const [guardian] = guardians();
+    const [guardian] = guardians(stage);
     assert.match(readFileSync(`/proc/${guardian}/status`, "utf8"), /^Uid:\s65534\s/m);
     vandalize(stage.net.relay, backend, "redirect");
     await relay.logged("the repair", ({ message }) => message.startsWith("somebody had changed"), 30_000);
     process.kill(relay.process.pid, "SIGKILL");
-    await unguarded();
+    await unguarded(stage);
     assert.equal(everything(stage), before, "without a trace");
     proxy.close();
   }
@@ -469,7 +471,7 @@ scenario("a process that may not, and a host that cannot, say so at the start", 
   assert.match(await start(managed("auto", "open", { user: "root" }), ...without), /CAP_NET_ADMIN/);
   assert.match(await start(managed("auto", "open"), ...hostWithout(/nft|tables/)), /^firewall: there is no nft and no iptables here; run: apt-get install nftables/);
   assert.match(await start(managed("nft", "open"), ...hostWithout(/nft/)), /^firewall: no backend works here: nft is not installed/);
-  assert.deepEqual(guardians(), []);
+  assert.deepEqual(guardians(stage), []);
 }, LONG);
 
 let withouts = 0;
@@ -500,7 +502,7 @@ for (const [name, lacking, expected] of [
     assert.equal((await engaged(relay))["backend"], expected);
     await assertThrough(stage);
     process.kill(relay.process.pid, "SIGKILL");
-    await unguarded();
+    await unguarded(stage);
     await assertRefused(stage);
     assert.match(firewall.status(), new RegExp(`^5 refused \\(${expected}\\)`));
   }, LONG);

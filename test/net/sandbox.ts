@@ -162,12 +162,15 @@ export const HERE: Place = {
 /** A machine of the network inside. */
 export class Host implements Place {
   readonly name: string;
+  /** The file of its network namespace. */
+  readonly namespace: string;
   readonly #netns: number;
 
   constructor(name: string) {
     this.name = name;
     execFileSync("ip", ["netns", "add", name]);
-    this.#netns = openSync(`/run/netns/${name}`, "r");
+    this.namespace = `/run/netns/${name}`;
+    this.#netns = openSync(this.namespace, "r");
     this.ip("link set lo up");
     // Without a link-local address no neighbour is asked for, and that one would be tentative for a second.
     if (haveIPv6()) this.sysctl("net.ipv6.conf.default.accept_dad", 0);
