@@ -1,14 +1,15 @@
 /**
  * Connections to the outside: which of our addresses each leaves by, and how the socket is made.
- * It opens, and never waits: what becomes of a connection is its owner's to see.
+ * It opens, and never waits: what becomes of a connection is its owner's to see. TCP_NODELAY, too, is
+ * the owner's to set, once there is need for it (relay.ts).
  *
  * An address whose ports are used up, or that the host has lost, is no reason to fail: the next
  * address in the client's own order takes over, which is counted.
  */
 import {
   AF_INET, AF_INET6, EADDRNOTAVAIL, EINPROGRESS, EMFILE, ENETUNREACH, IP_BIND_ADDRESS_NO_PORT,
-  IP_FREEBIND, SOCKADDR_SIZE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_SOCKET, SOL_TCP,
-  SO_BINDTODEVICE, SO_MARK, TCP_NODELAY,
+  IP_FREEBIND, SOCKADDR_SIZE, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOL_IP, SOL_SOCKET, SO_BINDTODEVICE,
+  SO_MARK,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import { type Affinity, type EgressAddress, EgressPool } from "../policy/egress.ts";
@@ -130,10 +131,8 @@ export class Outgoing {
 
   #prepare(fd: number, to: Uint8Array, at: number, index: number): Result {
     const { sys } = this.#tools;
-    let result = sys.setsockopt(fd, SOL_TCP, TCP_NODELAY, 1);
-    if (result >= 0 && this.#mark !== null) {
-      result = sys.setsockopt(fd, SOL_SOCKET, SO_MARK, this.#mark);
-    }
+    let result = 0;
+    if (this.#mark !== null) result = sys.setsockopt(fd, SOL_SOCKET, SO_MARK, this.#mark);
     if (result >= 0 && this.#device !== null && isGlobal(to, at)) {
       const { bytes } = this.#device;
       result = sys.setsockoptBytes(fd, SOL_SOCKET, SO_BINDTODEVICE, this.#device, 0, bytes.length);

@@ -7,7 +7,8 @@
  * does not own the sockets: it says that a direction is over, and the session decides what then.
  */
 import {
-  EAGAIN, EINTR, EINVAL, ENOBUFS, ENOMEM, EPIPE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, SPLICE_F_MOVE, SPLICE_F_NONBLOCK,
+  EAGAIN, EINTR, EINVAL, ENOBUFS, ENOMEM, EPIPE, MSG_NOSIGNAL, MSG_PEEK, MSG_TRUNC, SOL_TCP, SPLICE_F_MOVE,
+  SPLICE_F_NONBLOCK, TCP_NODELAY,
 } from "../../native-bindings/constants.ts";
 import type { Memory, Result, Syscalls } from "../../native-bindings/syscalls.ts";
 import { assert } from "./assert.ts";
@@ -30,6 +31,8 @@ export interface RelayTools {
 
 /** A splice that brings less than this is not bulk: the next read is a copy again. */
 const BULK_BYTES_MIN = 4096;
+/** So much leaves as one segment, whatever the path (RFC 9293, 3.7.1). */
+const SEGMENT_BYTES_MIN = 536;
 
 export class Flow {
   readonly #tools: RelayTools;
@@ -66,6 +69,11 @@ export class Flow {
   /** Bytes in flight. */
   get held(): number {
     return this.#held;
+  }
+
+  /** pump() would do nothing, whatever `to` is ready for. */
+  get rests(): boolean {
+    return this.#held === 0 && !this.#from.readable;
   }
 
   /**
@@ -127,11 +135,15 @@ export class Flow {
     const size = limits.chunkBytes;
     const got = sys.recv(from.fd, scratch, 0, size, keepNothing ? MSG_PEEK : 0);
     if (got <= 0) return this.#sourceSaid(got);
-    // A short read has emptied the socket (epoll(7)), unless FIN, an error or urgent data stand
-    // behind it: those are not told again.
+    // A short read has emptied the socket (epoll(7)), unless an error or urgent data stand behind
+    // it: those are not told again. If FIN was there before it, that is all that is left.
     if (got < size) {
-      if (!from.finished && !from.urgent && !keepNothing && from.errno === 0) from.readable = false;
+      if (!from.urgent && !keepNothing && from.errno === 0) {
+        if (from.finished) this.#ended = true;
+        else from.readable = false;
+      }
     } else this.#bulk = true;
+    if (this.#to.nagles) this.#hurry(got);
     const sent = sys.send(this.#to.fd, scratch, 0, got, MSG_NOSIGNAL);
     if (sent === got) this.bytes += sent;
     else if (sent >= 0) this.#blocked(sent);
@@ -178,6 +190,7 @@ export class Flow {
     const to = this.#to;
     while (this.#held > 0) {
       if (!to.writable) return false;
+      if (to.nagles) this.#hurry(this.#held);
       const sent =
         this.#buffer !== null
           ? sys.send(to.fd, this.#buffer, this.#heldAt, this.#held, MSG_NOSIGNAL)
@@ -195,6 +208,17 @@ export class Flow {
       this.#buffer = null;
     }
     return true;
+  }
+
+  /**
+   * Nagle's algorithm holds up what does not fill a segment while something in front of it is not
+   * acknowledged (RFC 9293, 3.7.4). One small message, with all before it answered, leaves at once as it is;
+   * only who says more is worth the call.
+   */
+  #hurry(length: number): void {
+    if (this.bytes === 0 && length <= SEGMENT_BYTES_MIN) return;
+    this.#to.nagles = false;
+    this.#tools.sys.setsockopt(this.#to.fd, SOL_TCP, TCP_NODELAY, 1);
   }
 
   /** `to` took only some: it is full. */

@@ -528,6 +528,7 @@ export class Session implements Task, Waiter, FrontHost {
     if (this.#fronted && this.#front!.reports) this.#noteAttempt(this.#candidate, fd);
     if (fd < 0) return this.#attemptFailed(-fd);
     this.server.reset(fd);
+    this.server.nagles = true;
     this.#takeExit(this.#outgoing.slot);
     const noted = this.#fronted ? this.#engine.transparent : direct || loops.suspicious;
     if (noted) this.#notedPort = loops.note(fd, memory.bytes, at);
@@ -622,6 +623,7 @@ export class Session implements Task, Waiter, FrontHost {
       return racers.give(racer);
     }
     racer.reset(fd);
+    racer.nagles = true;
     racer.slot = this.#outgoing.slot;
     racer.candidate = this.#attempt;
     racer.notedPort = this.#engine.transparent ? this.#engine.loops.note(fd, rows.bytes, at) : 0;
@@ -1133,8 +1135,9 @@ export class Session implements Task, Waiter, FrontHost {
     // The end of "granted" that the client has not taken: nothing may stand in front of it.
     if (this.#output !== null && !this.#flushOutput()) return false;
     let again = false;
-    if (server.errno === 0) again = up.pump();
-    if (client.errno === 0 && down.pump()) again = true;
+    // Most events are of one end, and for one direction.
+    if (!up.rests && server.errno === 0) again = up.pump();
+    if (!down.rests && client.errno === 0 && down.pump()) again = true;
     this.#count();
     if (client.broken && up.over && client.errno === 0) this.#askError(client);
     if (server.broken && down.over && server.errno === 0) this.#askError(server);

@@ -33,6 +33,8 @@ export class Socket implements Source {
   errno = 0;
   /** It is registered with the loop. */
   watched = false;
+  /** TCP_NODELAY is still to be set: Nagle's algorithm would hold up the second small message. */
+  nagles = false;
   #watchesWriting = false;
 
   constructor(loop: Loop, task: Task) {
@@ -51,6 +53,7 @@ export class Socket implements Source {
     this.urgent = false;
     this.errno = 0;
     this.watched = false;
+    this.nagles = false;
     this.#watchesWriting = false;
   }
 
@@ -78,6 +81,7 @@ export class Socket implements Source {
    */
   adopt(other: Socket): Result {
     this.reset(other.fd);
+    this.nagles = other.nagles;
     other.fd = -1;
     this.watched = true;
     return this.#loop.change(this.fd, READING, this.#number);
