@@ -9,7 +9,7 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
-  adminPortOf, BIN, cpuBetween, isQueued, isTruthful, listening, logOf, readCpu, readUsage, readWorkerCpu, roleOf, startSubject, stop, TARGET_PORT,
+  adminPortOf, BIN, cpuBetween, isQueued, isTruthful, listening, logOf, readCpu, readMachine, readUsage, readWorkerCpu, roleOf, startSubject, stop, TARGET_PORT,
   type Role, type Subject, type SubjectName, type SubjectOptions,
 } from "./subjects.ts";
 import { median } from "./middle.ts";
@@ -71,14 +71,14 @@ const SHORT = {
   kind: "shared",
   run: (subject: Subject, { seconds }: Scale): Promise<Numbers> => short(subject, 64, seconds),
   columns: [
-    ["perSecond", "conn/s", 0], ["cpuUs", "CPU µs/conn", 1], ["p50", "p50 µs", 0],
-    ["p99", "p99 µs", 0], ["failed", "failed", 0],
+    ["perSecond", "conn/s", 0], ["cpuUs", "CPU µs/conn", 1], ["allUs", "with both ends'", 1],
+    ["p50", "p50 µs", 0], ["p99", "p99 µs", 0], ["failed", "failed", 0],
   ],
 } as const;
 
 async function short(subject: Subject, connections: number, seconds: number): Promise<Numbers> {
-  const { result, cpuNs } = await load(subject, "rr", ["-c", `${connections}`, "-t", `${seconds}`]);
-  return { ...result, cpuUs: cpuNs / 1000 / result.done };
+  const { result, cpuNs, allNs } = await load(subject, "rr", ["-c", `${connections}`, "-t", `${seconds}`]);
+  return { ...result, cpuUs: cpuNs / 1000 / result.done, allUs: allNs / 1000 / result.done };
 }
 
 const IDLE = {
@@ -292,17 +292,18 @@ class Load {
   }
 }
 
+/** `cpuNs`: of the relay. `allNs`: of everything that we have running, client and destination among it. */
 async function load(
   subject: Subject, role: string, args: readonly string[],
-): Promise<{ result: LoadResult; cpuNs: number }> {
+): Promise<{ result: LoadResult; cpuNs: number; allNs: number }> {
   const one = await Load.ready(subject, role, args);
-  const before = readCpu(subject.pid);
+  const [before, allBefore] = [readCpu(subject.pid), readMachine().oursNs];
   const result = await one.run();
-  const after = readCpu(subject.pid);
+  const [after, allAfter] = [readCpu(subject.pid), readMachine().oursNs];
   await one.end();
   // `direct` has no relay: its process is the destination, and its CPU time means nothing here.
   const cpuNs = subject.name === "direct" ? NaN : cpuBetween(before, after);
-  return { result, cpuNs };
+  return { result, cpuNs, allNs: allAfter - allBefore };
 }
 
 /** The SOCKS5 server behind all relays, and the destination behind all. */

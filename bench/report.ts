@@ -246,7 +246,8 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
     "",
     "Written by `make bench`; see `bench/run.ts` for how it is measured. Medians of " +
       `${run.reps} repetitions of ${run.seconds} s each; in brackets the ratio to the limit, ` +
-      "paired by repetition: median, least-most. CPU is the relay's own, all its threads. The " +
+      "paired by repetition: median, least-most. CPU is the relay's own, all its threads; with both " +
+      "ends' it is of the relay, the client and the destination. The " +
       "limit is `bench/limit.c`: the same algorithm in C with nothing around it. transplice has " +
       "one worker, redsocks and the limit have one thread; transocks takes all CPUs.",
     "",
