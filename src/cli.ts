@@ -13,9 +13,9 @@ import type { Override } from "./config/parse.ts";
 import { alternatives, nearest, quoted } from "./config/problem.ts";
 import { PREDECESSORS, type ProgramName } from "./config/program.ts";
 import type { UpSource } from "./config/up.ts";
-import { ADMIN_ACTIONS, type AdminAction, type AdminRequest } from "./control/admin-actions.ts";
-import { FIREWALL_ACTIONS, type FirewallAction } from "./control/firewall.ts";
-import { FIREWALL_BACKENDS, type FirewallBackend } from "./control/firewall-tools.ts";
+import { ADMIN_ACTIONS, type AdminAction, type AdminRequest } from "./control/admin/actions.ts";
+import { FIREWALL_ACTIONS, type FirewallAction } from "./control/firewall/firewall.ts";
+import { FIREWALL_BACKENDS, type FirewallBackend } from "./control/firewall/tools.ts";
 import { parseAsPredecessor, predecessorOf } from "./predecessor.ts";
 
 interface OnFile {

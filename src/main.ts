@@ -16,10 +16,10 @@ import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { isChain, loadUp, type UpSource } from "./config/up.ts";
 import { Activation } from "./control/activation.ts";
-import type { Outcome } from "./control/firewall.ts";
+import type { Outcome } from "./control/firewall/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import type { ListeningAddress } from "./control/listeners.ts";
-import { Log } from "./control/log.ts";
+import { Log } from "./control/log/log.ts";
 import { PidFile, RUN_DIRECTORY } from "./control/pid-file.ts";
 import { ServiceManager } from "./control/systemd.ts";
 import { writeTraffic } from "./control/traffic.ts";
@@ -76,14 +76,14 @@ async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "mi
 async function firewalled(
   { action, backend, file, overrides, reading }: Command & { kind: "firewall" },
 ): Promise<number> {
-  const { firewall, removed } = await import("./control/firewall.ts");
+  const { firewall, removed } = await import("./control/firewall/firewall.ts");
   if (action === "remove") return say(await removed());
   const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   if ("problems" in loaded) {
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return action === "status" ? 4 : 1;
   }
-  const { firewallCheck } = await import("./control/doctor.ts");
+  const { firewallCheck } = await import("./control/doctor/doctor.ts");
   return say(action === "check" ? await firewallCheck(file, loaded.config, backend) : await firewall(action, loaded.config, backend));
 }
 
@@ -101,7 +101,7 @@ async function asked({ file, overrides, reading, ...request }: Command & { kind:
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return 1;
   }
-  const { adminCommand } = await import("./control/admin-commands.ts");
+  const { adminCommand } = await import("./control/admin/commands.ts");
   const over = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => over.abort());
   const out = (text: string): void => void process.stdout.write(text);
@@ -113,7 +113,7 @@ async function asked({ file, overrides, reading, ...request }: Command & { kind:
 async function doctored({ file, overrides, reading, json }: Command & { kind: "doctor" }): Promise<number> {
   const loaded = await loadConfig(file, overrides, reading, readEnvironment().variables);
   const [config, problems] = "config" in loaded ? [loaded.config, []] : [null, loaded.problems];
-  const { doctor } = await import("./control/doctor.ts");
+  const { doctor } = await import("./control/doctor/doctor.ts");
   const { out, code } = await doctor(linux(), file, config, problems, json);
   process.stdout.write(out);
   return code;
@@ -125,8 +125,8 @@ async function topped({ file, overrides, reading }: Command & { kind: "top" }): 
     for (const problem of loaded.problems) process.stderr.write(`${problemText(problem)}\n`);
     return 1;
   }
-  const { adminClient } = await import("./control/admin-client.ts");
-  const { top } = await import("./control/top.ts");
+  const { adminClient } = await import("./control/admin/client.ts");
+  const { top } = await import("./control/admin/top.ts");
   const client = adminClient(loaded.config);
   const { code, wrong } = "wrong" in client ? { code: 1, wrong: client.wrong } : await top(client, process.stdin, process.stdout);
   if (wrong !== null) process.stderr.write(`transplice: ${wrong}\n`);
@@ -193,7 +193,7 @@ function loader(
 
 /** As `run`, with rules that come and go with it, and with lines of traffic. */
 async function up(command: Command & { kind: "up" }): Promise<number> {
-  const { capable } = await import("./control/firewall-tools.ts");
+  const { capable } = await import("./control/firewall/tools.ts");
   const refusal = capable();
   if (refusal !== null) {
     process.stderr.write(`transplice up: ${refusal.message}; run: sudo transplice up\n`);
@@ -212,7 +212,7 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   };
   const ignore = (): void => {};
   process.on("SIGHUP", remember).on("SIGUSR1", ignore).on("SIGUSR2", ignore);
-  await import("./control/observatory.ts"); // A part of what comes next, so that it is less at once.
+  await import("./control/admin/observatory.ts"); // A part of what comes next, so that it is less at once.
   const { Service } = await import("./control/service.ts");
   const environment = readEnvironment();
   const sys = linux();

@@ -7,7 +7,7 @@
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { SIGNALS } from "../src/cli.ts";
 import { settingsMarkdown } from "../src/config/settings.ts";
-import { FINDINGS } from "../src/control/finding.ts";
+import { FINDINGS } from "../src/control/doctor/finding.ts";
 import { KINDS, REASONS } from "../src/engine/ending.ts";
 import { commandsManual, optionsManual, settingsManual, signalsManual, synopsisManual } from "./manual.ts";
 

@@ -81,8 +81,8 @@ test("the guardian loads nothing of the data plane, and no package", () => {
       if (name!.startsWith(".")) load(normalize(join(dirname(file), name!)));
     }
   };
-  load("src/control/guardian.ts");
-  assert.ok(loaded.has("src/control/firewall-kernel.ts"), "the walk has gone wrong");
+  load("src/control/firewall/guardian.ts");
+  assert.ok(loaded.has("src/control/firewall/kernel.ts"), "the walk has gone wrong");
   for (const file of loaded) assert.doesNotMatch(file, DATA_PLANE);
 });
 

@@ -14,11 +14,11 @@ import type { Answer, Question } from "../engine/engine.ts";
 import { writeSockaddr } from "../engine/front.ts";
 import { OWN_RULES } from "../policy/access.ts";
 import type { EgressAddress } from "../policy/egress.ts";
-import { Dnsbl } from "./dnsbl.ts";
-import type { Log } from "./log.ts";
-import { type NameAnswer, Names } from "./names.ts";
-import { SearchList } from "./search-list.ts";
-import type { EgressHealth } from "./socks-metrics.ts";
+import { Dnsbl } from "./names/dnsbl.ts";
+import type { Log } from "./log/log.ts";
+import { type NameAnswer, Names } from "./names/names.ts";
+import { SearchList } from "./names/search-list.ts";
+import type { EgressHealth } from "./admin/socks-metrics.ts";
 import { parseSecret, Users } from "./users.ts";
 
 /** Dials in a window that came to something, one way or the other; fewer say nothing. */

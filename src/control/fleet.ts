@@ -39,7 +39,7 @@ import {
 import type { TraceQuestion, TraceStep } from "../engine/trace.ts";
 import { upstreamCountersBytes, UpstreamReader } from "../engine/upstream-counters.ts";
 import type { Order, Report, WorkerStart } from "../worker.ts";
-import type { Log } from "./log.ts";
+import type { Log } from "./log/log.ts";
 import type { SynQueue } from "./syn-queues.ts";
 
 export const WORKERS_MAX = OWNERS_MAX - 1;

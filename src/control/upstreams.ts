@@ -9,9 +9,9 @@ import type { UpstreamReader } from "../engine/upstream-counters.ts";
 import type { Trust } from "../policy/cause.ts";
 import { addressOf } from "../policy/own.ts";
 import type { ListeningAddress } from "./listeners.ts";
-import type { Log } from "./log.ts";
-import type { UpstreamView } from "./readiness.ts";
-import { Resolver } from "./resolver.ts";
+import type { Log } from "./log/log.ts";
+import type { UpstreamView } from "./admin/readiness.ts";
+import { Resolver } from "./names/resolver.ts";
 
 /** Without a transparent proxy there is no upstream to follow. */
 const DIRECT: Upstream = { kind: "direct" };

@@ -1,7 +1,7 @@
 /** What the block lists say, with a clock and a DNS that the test owns. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Dnsbl, type DnsblOptions, type DnsblState, questionName } from "../../src/control/dnsbl.ts";
+import { Dnsbl, type DnsblOptions, type DnsblState, questionName } from "../../src/control/names/dnsbl.ts";
 
 const ONE = Uint8Array.of(192, 0, 2, 1);
 const TWO = Uint8Array.of(192, 0, 2, 2);

@@ -21,7 +21,8 @@ for (const page of pages) {
 test("docs/egress.md names every metric of the egress, and no other", () => {
   const metric = /\b(?:usocksd|transplice_(?:egress|denied|names))_\w+/g;
   const folder = "src/control/";
-  const source = readdirSync(new URL(folder, ROOT)).map((file) => read(folder + file)).join("\n");
+  const files = readdirSync(new URL(folder, ROOT), { recursive: true, encoding: "utf8" }).filter((file) => file.endsWith(".ts"));
+  const source = files.map((file) => read(folder + file)).join("\n");
   const real = [...source.matchAll(/"(\w+)"/g)].flatMap(([, name]) => name!.match(metric) ?? []);
   const said = read("docs/egress.md").match(metric) ?? [];
   assert.deepEqual([...new Set(said)].sort(), [...new Set(real)].sort());

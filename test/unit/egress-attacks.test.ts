@@ -10,7 +10,7 @@ import { addressBytes } from "../../src/config/endpoint.ts";
 import { parseConfig } from "../../src/config/parse.ts";
 import { EgressControl } from "../../src/control/egress.ts";
 import { Listeners } from "../../src/control/listeners.ts";
-import type { Log } from "../../src/control/log.ts";
+import type { Log } from "../../src/control/log/log.ts";
 import { EgressCounters, egressCountersBytes, EgressReader } from "../../src/engine/egress-counters.ts";
 import { Quotas, QUOTA_BYTES, TOO_FAST } from "../../src/engine/quota.ts";
 import { Access, type AccessSettings } from "../../src/policy/access.ts";

@@ -3,11 +3,11 @@ import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
 import { parseConfig } from "../../src/config/parse.ts";
-import { differences } from "../../src/control/firewall-kernel.ts";
-import { iptablesRules, ownTables, transition } from "../../src/control/firewall-iptables.ts";
-import { nftRules } from "../../src/control/firewall-nft.ts";
-import { ruleOf } from "../../src/control/firewall-marks.ts";
-import { type FirewallPlan, firewallPlan } from "../../src/control/firewall-plan.ts";
+import { differences } from "../../src/control/firewall/kernel.ts";
+import { iptablesRules, ownTables, transition } from "../../src/control/firewall/iptables.ts";
+import { nftRules } from "../../src/control/firewall/nft.ts";
+import { ruleOf } from "../../src/control/firewall/marks.ts";
+import { type FirewallPlan, firewallPlan } from "../../src/control/firewall/plan.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
 
 const FACTS = { upstream: ["203.0.113.5"], families: [4, 6] as const, cpus: 1, uid: (name: string) => (name === "none" ? null : 999) };

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { test, type TestContext } from "node:test";
 import { socketAddress } from "../../src/config/endpoint.ts";
-import { Learner, LEARNT_MAX } from "../../src/control/learner.ts";
-import type { Log } from "../../src/control/log.ts";
+import { Learner, LEARNT_MAX } from "../../src/control/firewall/learner.ts";
+import type { Log } from "../../src/control/log/log.ts";
 import { ENDED, type JournalRecord, STARTED } from "../../src/engine/journal.ts";
 import { Learnt } from "../../src/engine/learnt.ts";
 import { type Cause, CAUSES } from "../../src/policy/cause.ts";

@@ -4,7 +4,7 @@
  */
 import { writeSync } from "node:fs";
 import { monitorEventLoopDelay } from "node:perf_hooks";
-import { Log } from "../../src/control/log.ts";
+import { Log } from "../../src/control/log/log.ts";
 
 const [lines = "0"] = process.argv.slice(2);
 const log = new Log({ topic: "child", level: "info", format: "plain", filename: null });

@@ -7,9 +7,9 @@ import path from "node:path";
 import { describe, test, type TestContext } from "node:test";
 import fc from "fast-check";
 import type { LogFormat, LogLevel } from "../../src/config/config.ts";
-import { Log, type LogOptions } from "../../src/control/log.ts";
-import { type Fields, LINE_BYTES_MAX, LineFormat } from "../../src/control/log-line.ts";
-import type { Target, Targets } from "../../src/control/log-target.ts";
+import { Log, type LogOptions } from "../../src/control/log/log.ts";
+import { type Fields, LINE_BYTES_MAX, LineFormat } from "../../src/control/log/line.ts";
+import type { Target, Targets } from "../../src/control/log/target.ts";
 
 const AT = Date.UTC(2026, 10, 23, 15, 38, 14, 628) + 0.404;
 

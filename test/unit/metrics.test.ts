@@ -4,8 +4,8 @@
  */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Each, type Family, Histogram, MetricsPage, type MetricsPart, One } from "../../src/control/metrics.ts";
-import { ProxyMetrics, type ProxyNumbers } from "../../src/control/proxy-metrics.ts";
+import { Each, type Family, Histogram, MetricsPage, type MetricsPart, One } from "../../src/control/admin/metrics.ts";
+import { ProxyMetrics, type ProxyNumbers } from "../../src/control/admin/proxy-metrics.ts";
 import type { WorkerView } from "../../src/control/fleet.ts";
 import { countersBytes, countersRow } from "../../src/engine/counters.ts";
 import { metersBytes, metersRow } from "../../src/engine/meters.ts";

@@ -1,7 +1,7 @@
 /** Names to addresses, with a clock, a hosts file and a DNS that the test owns. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { type NameAnswer, Names, type NamesSeams } from "../../src/control/names.ts";
+import { type NameAnswer, Names, type NamesSeams } from "../../src/control/names/names.ts";
 
 type Records = { address: string; ttl: number }[];
 

@@ -1,7 +1,7 @@
 /** Metrics of the data plane: what falls into which bucket, and who is to blame for which end. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { ProxyMetrics, type ProxyNumbers, resultOf, RESULTS } from "../../src/control/proxy-metrics.ts";
+import { ProxyMetrics, type ProxyNumbers, resultOf, RESULTS } from "../../src/control/admin/proxy-metrics.ts";
 import { countersBytes, countersRow, endingAt } from "../../src/engine/counters.ts";
 import { REASONS } from "../../src/engine/ending.ts";
 import { observe } from "../../src/engine/histogram.ts";

@@ -1,7 +1,7 @@
 /** The upstream's addresses over time, with a clock and a DNS that the test owns. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { Resolver, type ResolverOptions, type ResolverSeams } from "../../src/control/resolver.ts";
+import { Resolver, type ResolverOptions, type ResolverSeams } from "../../src/control/names/resolver.ts";
 
 interface Lookup {
   readonly resolve: (addresses: readonly string[]) => void;

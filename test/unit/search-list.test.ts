@@ -4,7 +4,7 @@ import { mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
-import { SearchList } from "../../src/control/search-list.ts";
+import { SearchList } from "../../src/control/names/search-list.ts";
 
 test("the search list of resolv.conf, as it is today", () => {
   const folder = mkdtempSync(join(tmpdir(), "transplice-"));

@@ -4,9 +4,9 @@ import { spawnSync } from "node:child_process";
 import http from "node:http";
 import net from "node:net";
 import { test, type TestContext } from "node:test";
-import { type HttpAddress, HttpServers } from "../../src/control/http-server.ts";
-import { MetricsPage } from "../../src/control/metrics.ts";
-import { SocksMetrics, type SocksSources } from "../../src/control/socks-metrics.ts";
+import { type HttpAddress, HttpServers } from "../../src/control/admin/http-server.ts";
+import { MetricsPage } from "../../src/control/admin/metrics.ts";
+import { SocksMetrics, type SocksSources } from "../../src/control/admin/socks-metrics.ts";
 import { EgressCounters, EgressReader, egressCountersBytes } from "../../src/engine/egress-counters.ts";
 import { SocksCounters, socksCountersBytes, SocksTotals, STATUS } from "../../src/engine/socks-counters.ts";
 

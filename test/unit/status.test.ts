@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import type { WorkerView } from "../../src/control/fleet.ts";
-import type { ProxyNumbers, UpstreamState } from "../../src/control/proxy-metrics.ts";
-import { Status } from "../../src/control/status.ts";
+import type { ProxyNumbers, UpstreamState } from "../../src/control/admin/proxy-metrics.ts";
+import { Status } from "../../src/control/admin/status.ts";
 import type { AddressCounts } from "../../src/engine/egress-counters.ts";
 import { ACCEPTED, BYTES_DOWN, BYTES_UP, countersBytes, countersRow, endingAt, REFUSED_FULL, TUNNELS, TURNS } from "../../src/engine/counters.ts";
 import { leastOf, bucketOf, observe } from "../../src/engine/histogram.ts";

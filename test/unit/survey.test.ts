@@ -3,8 +3,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 import { linux } from "../../native-bindings/syscalls.ts";
 import type { WorkerView } from "../../src/control/fleet.ts";
-import { type Destination, Survey } from "../../src/control/survey.ts";
-import { Tunnels } from "../../src/control/tunnels.ts";
+import { type Destination, Survey } from "../../src/control/admin/survey.ts";
+import { Tunnels } from "../../src/control/admin/tunnels.ts";
 import { CLOCK_ORIGIN, countersBytes, countersRow, ROWS_USED } from "../../src/engine/counters.ts";
 import {
   CLIENT, DESTINATION, DIAL, DIALLED_US, DOWN, FIRST_BYTE_US, FRONT, OVER, RELAY, ROW_BYTES, rowsBytes, SHAKEN_US, Table,

@@ -2,7 +2,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import { stripVTControlCharacters } from "node:util";
-import { frame, lineOf, type Status } from "../../src/control/top.ts";
+import { frame, lineOf, type Status } from "../../src/control/admin/top.ts";
 
 const ended = (reason: string, result: string, count: number) => ({ reason, result, meaning: "so it was", last_minute: count, last_5_minutes: count, total: count });
 const STATUS: Status = {

@@ -2,8 +2,8 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
-import { pageFiles } from "../../src/control/page.ts";
-import { bytesText, countText, type Judged, perSecondText, plainText, secondsText, verdicts } from "../../src/control/verdict.ts";
+import { pageFiles } from "../../src/control/admin/page.ts";
+import { bytesText, countText, type Judged, perSecondText, plainText, secondsText, verdicts } from "../../src/control/admin/verdict.ts";
 
 const WELL: Judged = {
   state: "serving",
@@ -81,7 +81,7 @@ test("the page has all that it asks for, and asks nobody else", () => {
   for (const url of asked) assert.ok(files.has(url), url);
   for (const { bytes } of files.values()) assert.doesNotMatch(String(bytes).replace("http://www.w3.org/2000/svg", "").replaceAll("http://www.w3.org/2000/svg", ""), /https?:\/\/|innerHTML|insertAdjacentHTML|document\.write|eval\(/);
   // A browser runs it as it is.
-  assert.doesNotMatch(readFileSync(new URL("../../src/control/verdict.js", import.meta.url), "utf8"), /^import /m);
+  assert.doesNotMatch(readFileSync(new URL("../../src/control/admin/verdict.js", import.meta.url), "utf8"), /^import /m);
   const ids = [...String(files.get("/page.js")?.bytes).matchAll(/\$\("([\w-]+)"\)/g)].map((match) => match[1]!);
   for (const id of ids) assert.ok(page.includes(`id="${id}"`), id);
 });

@@ -1,0 +1,90 @@
+/**
+ * Whether this process does what it is there for. What is known already is used first: as long as
+ * connections go through, nobody needs to try; only where nobody has dialled lately, the upstream is
+ * asked, once in a while for whoever wants to know.
+ */
+import type { SocketAddress } from "../../config/config.ts";
+import type { WorkerView } from "../fleet.ts";
+
+export interface UpstreamView {
+  /** As it is written in the configuration, without secrets. */
+  readonly text: string;
+  /** Those that may be dialled. */
+  readonly addresses: readonly SocketAddress[];
+}
+
+export interface ReadinessSources {
+  readonly stopping: () => boolean;
+  readonly workers: () => readonly WorkerView[];
+  readonly upstreams: () => readonly UpstreamView[];
+  /** By the last minute's dials. */
+  readonly isFailing: (address: string) => boolean;
+  readonly isAnswering: (address: string) => boolean;
+  /** null: the upstream answers; or why not. Never rejects. */
+  readonly probe: (upstream: UpstreamView) => Promise<string | null>;
+  /** Of the egress: its addresses are configured, and none of them can be used. */
+  readonly noExit: () => boolean;
+}
+
+/** An answer of the upstream's holds so long. */
+const PROBED_MS = 5000;
+
+export class Readiness {
+  readonly #sources: ReadinessSources;
+  readonly #probed = new Map<string, { readonly atMs: number; readonly outcome: Promise<string | null> }>();
+
+  constructor(sources: ReadinessSources) {
+    this.#sources = sources;
+  }
+
+  /** What is wrong with the process itself. */
+  get ills(): string[] {
+    const workers = this.#sources.workers();
+    const ills = workers.filter(({ state }) => state === "hangs").map(({ number }) => `worker ${number} hangs`);
+    if (workers.every(({ state }) => state === "down")) ills.push("no worker runs");
+    return ills;
+  }
+
+  /** Why it is of no use to send connections here, as far as that is known. */
+  get problems(): string[] {
+    const { upstreams, isFailing } = this.#sources;
+    const failing = upstreams()
+      .filter(({ addresses }) => addresses.length > 0 && addresses.every((address) => isFailing(address.text)))
+      .map(({ text }) => `${text}: most dials of the last minute failed`);
+    return [...this.#ownProblems(), ...failing];
+  }
+
+  /** The same, where the upstream is asked if need be. */
+  async check(): Promise<string[]> {
+    const asked = await Promise.all(this.#sources.upstreams().map(async (upstream) => {
+      const { text, addresses } = upstream;
+      if (addresses.length === 0 || addresses.some((address) => this.#sources.isAnswering(address.text))) return null;
+      const why = await this.#ask(upstream);
+      return why === null ? null : `${text} does not answer: ${why}`;
+    }));
+    return [...this.#ownProblems(), ...asked.filter((why) => why !== null)];
+  }
+
+  #ownProblems(): string[] {
+    const { stopping, upstreams, noExit } = this.#sources;
+    const problems = this.ills;
+    if (stopping()) problems.push("this process is stopping");
+    for (const { text, addresses } of upstreams()) {
+      if (addresses.length === 0) problems.push(`${text}: its name has no address`);
+    }
+    if (noExit()) problems.push("none of outgoing.addresses can be used");
+    return problems;
+  }
+
+  /** Many who ask at once are one question. */
+  #ask(upstream: UpstreamView): Promise<string | null> {
+    const key = `${upstream.text} ${upstream.addresses.map((address) => address.text).join()}`;
+    const known = this.#probed.get(key);
+    if (known !== undefined && performance.now() - known.atMs < PROBED_MS) return known.outcome;
+    // What was asked of former configurations is of no use.
+    this.#probed.clear();
+    const outcome = this.#sources.probe(upstream);
+    this.#probed.set(key, { atMs: performance.now(), outcome });
+    return outcome;
+  }
+}
