@@ -9,7 +9,7 @@ import { readFileSync } from "node:fs";
 import { createInterface } from "node:readline";
 import { setTimeout as sleep } from "node:timers/promises";
 import {
-  adminPortOf, BIN, cpuBetween, isQueued, isTruthful, listening, logOf, readCpu, readMachine, readUsage, readWorkerCpu, roleOf, startSubject, stop, TARGET_PORT,
+  adminPortOf, BIN, cpuBetween, isTruthful, listening, logOf, queuesOf, readCpu, readMachine, readUsage, readWorkerCpu, roleOf, startSubject, stop, TARGET_PORT,
   type Role, type Subject, type SubjectName, type SubjectOptions,
 } from "./subjects.ts";
 import { median } from "./middle.ts";
@@ -58,8 +58,8 @@ export type Measure = Described & (
 const are = (role: Role) => (name: SubjectName) => roleOf(name) === role;
 /** Those that differ from the moment of the connection on. */
 const unwatched = (name: SubjectName) => are("relay")(name) && name !== "transplice+admin";
-const connecting = (name: SubjectName) => unwatched(name) && name !== "transplice+log";
-const everyone = (name: SubjectName) => connecting(name) && !isQueued(name);
+const connecting = (name: SubjectName) => unwatched(name) && name !== "transplice+log" && !name.endsWith("+workers");
+const everyone = (name: SubjectName) => connecting(name) && queuesOf(name) === null;
 const relays = (name: SubjectName) => everyone(name) && name !== "direct";
 
 /** Of each of four streams: microsocks ends at the client's FIN, so that time cannot be the end. */

@@ -150,15 +150,16 @@ function targets(results: Results): { relay: Target[]; egress: Target[] } {
 
 /** Truthful connect() against the same program without it, and that nobody waits for a second SYN. */
 function truthful(into: Target[], of: (measure: MeasureName, subject: SubjectName) => Numbers[] | undefined): void {
-  const rate = ratio(of("rr", "transplice+truthful"), of("rr", "transplice"), "perSecond");
-  const limit = ratio(of("rr", "limit+queue"), of("rr", "limit"), "perSecond");
   const isHeld = (it: Ratio) => holds(it.median, ">=", 0.85);
-  into.push({
-    what: "truthful: connections per second against plain >= 0.85",
-    found: rate === null ? "not measured" : withSpread(rate),
+  const rate = (what: string, found: Ratio | null, limit: Ratio | null): void => void into.push({
+    what: `truthful${what}: connections per second against plain >= 0.85`,
+    found: found === null ? "not measured" : withSpread(found),
     limit: limit && withSpread(limit),
-    met: rate === null ? null : isHeld(rate) || (limit === null || isHeld(limit) ? false : "by none"),
+    met: found === null ? null : isHeld(found) || (limit === null || isHeld(limit) ? false : "by none"),
   });
+  const perSecond = (one: SubjectName, other: SubjectName) => ratio(of("rr", one), of("rr", other), "perSecond");
+  rate(", a worker for each CPU", perSecond("transplice+truthful+workers", "transplice+workers"), null);
+  rate(", one worker", perSecond("transplice+truthful", "transplice"), perSecond("limit+queue", "limit"));
   const plain = of("rr-1", "transplice");
   const more = of("rr-1", "transplice+truthful")?.map(({ p50 = NaN }, rep) => p50 - (plain?.[rep]?.["p50"] ?? NaN));
   const found = median(more ?? []);
@@ -249,7 +250,8 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
       "paired by repetition: median, least-most. CPU is the relay's own, all its threads; with both " +
       "ends' it is of the relay, the client and the destination. The " +
       "limit is `bench/limit.c`: the same algorithm in C with nothing around it. transplice has " +
-      "one worker, redsocks and the limit have one thread; transocks takes all CPUs.",
+      "one worker, with +workers one for each CPU, as without a setting; redsocks and the limit have one " +
+      "thread; transocks takes all CPUs.",
     "",
     "The column \"the limit\" below says what the limit has in our place, against the same peer in " +
       "the same run (of a chain: two limits, one behind the other). What it misses, too, is out of " +

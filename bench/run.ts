@@ -18,10 +18,11 @@ import { parseArgs } from "node:util";
 import {
   FULL, MEASURES, QUICK, startTarget, warmUp, type Measure, type MeasureName, type Numbers,
 } from "./measures.ts";
+import { queueTargets } from "../src/control/firewall/iptables.ts";
 import { wayIn } from "../test/net/sandbox.ts";
 import { resultsFile, table, type Results } from "./report.ts";
 import {
-  BIN, DESTINATION, GO_PEERS, isQueued, missing, othersBetween, portOf, readMachine, redirected, ROOT, SCRATCH,
+  BIN, DESTINATION, GO_PEERS, missing, othersBetween, portOf, queuesOf, readMachine, redirected, ROOT, SCRATCH,
   startSubject, stop, SUBJECTS, type Subject, type SubjectName,
 } from "./subjects.ts";
 
@@ -37,7 +38,8 @@ const QUICK_MEASURES =
   "down-4,up-4,rr,rr-1,pp-64,http,ttfb-20,fail-host,fail-refused,idle,heap,watched,egress-down-4,egress-rr,egress-idle,chain-rr";
 /** Who must not lose a connection. */
 const OURS = [
-  "direct", "limit", "limit+queue", "transplice", "transplice+truthful", "transplice+admin", "transplice-egress", "transplice-chain",
+  "direct", "limit", "limit+queue", "transplice", "transplice+truthful", "transplice+workers",
+  "transplice+truthful+workers", "transplice+admin", "transplice-egress", "transplice-chain",
 ] as const;
 
 const { values: flags } = parseArgs({
@@ -145,9 +147,12 @@ function prepareNetwork(subjects: readonly SubjectName[]): void {
     for (const [tool, match] of redirected(subject)) {
       const port = `${portOf(subject)}`;
       run(tool, "-t", "nat", "-A", "OUTPUT", "-p", "tcp", ...match, "-j", "REDIRECT", "--to-ports", port);
-      if (!isQueued(subject)) continue;
-      run(tool, "-t", "raw", "-A", "OUTPUT", "-p", "tcp", "--syn", ...match,
-        "-j", "NFQUEUE", "--queue-num", port, "--queue-bypass");
+      const queues = queuesOf(subject);
+      if (queues === null) continue;
+      for (const target of queueTargets(queues, tool === "iptables" ? 4 : 6)) {
+        const words = target.match(/"[^"]*"|\S+/g)!.map((word) => word.replaceAll('"', ""));
+        run(tool, "-t", "raw", "-A", "OUTPUT", "-p", "tcp", "--syn", ...match, ...words);
+      }
     }
   }
 }

@@ -7,9 +7,10 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { existsSync, openSync, closeSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
-import { cpus } from "node:os";
+import { availableParallelism, cpus } from "node:os";
 import { setTimeout as sleep } from "node:timers/promises";
 import { fileURLToPath } from "node:url";
+import { LANES_MAX, lanesOf } from "../src/control/syn-queues.ts";
 
 export const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 export const BIN = `${ROOT}bench/bin/`;
@@ -20,11 +21,13 @@ const FIRST_PORT = 1100;
 /** Of the chains' egresses, which are nobody else's to speak to. */
 const FIRST_INNER_PORT = 1200;
 const ADMIN_OFFSET = 200;
+const FIRST_QUEUE = 2000;
 /** Of this host, and not loopback's own: it is where egresses go, at TARGET_PORT. */
 export const DESTINATION = "198.18.0.1";
 
 const RELAYS = [
-  "direct", "limit", "limit+queue", "transplice", "transplice+log", "transplice+truthful", "transplice+admin", "node-pipe", "redsocks",
+  "direct", "limit", "limit+queue", "transplice", "transplice+log", "transplice+truthful", "transplice+workers", "transplice+truthful+workers",
+  "transplice+admin", "node-pipe", "redsocks",
   "transocks",
 ] as const;
 const EGRESSES = ["transplice-egress", "usocksd", "dante", "microsocks"] as const;
@@ -96,9 +99,14 @@ const innerPortOf = (name: SubjectName): number => FIRST_INNER_PORT + SUBJECTS.i
 export const adminPortOf = (name: SubjectName): number => portOf(name) + ADMIN_OFFSET;
 
 export const isTruthful = (name: SubjectName): boolean => name === "transplice+truthful";
+/** As many as there are without a setting; else one. */
+const hasWorkers = (name: SubjectName): boolean => name.endsWith("+workers");
 
-/** Whose SYNs go through the NFQUEUE of the port's number. */
-export const isQueued = (name: SubjectName): boolean => isTruthful(name) || name === "limit+queue";
+/** The NFQUEUEs that SYNs to it go through. */
+export function queuesOf(name: SubjectName): { first: number; lanes: number } | null {
+  if (name !== "limit+queue" && !name.includes("+truthful")) return null;
+  return { first: FIRST_QUEUE + LANES_MAX * SUBJECTS.indexOf(name), lanes: hasWorkers(name) ? lanesOf(availableParallelism()) : 1 };
+}
 
 /** What is redirected to the subject's port, as its rule says it to each tool of the firewall. */
 export function redirected(name: SubjectName): [tool: string, match: string[]][] {
@@ -175,15 +183,17 @@ function commandOf(name: SubjectName, options: SubjectOptions): string[] {
     case "limit":
       return [`${BIN}limit`, `${port}`, "127.0.0.1", `${TARGET_PORT}`];
     case "limit+queue":
-      return [`${BIN}limit`, `${port}`, "127.0.0.1", `${TARGET_PORT}`, "-q", `${port}`];
+      return [`${BIN}limit`, `${port}`, "127.0.0.1", `${TARGET_PORT}`, "-q", `${queuesOf(name)!.first}`];
     case "transplice":
+    case "transplice+workers":
       return transplice(name, options, relayKeys(port, TARGET_PORT), "warning");
     case "transplice+log":
       return transplice(name, options, relayKeys(port, TARGET_PORT), "info");
     case "transplice+truthful":
+    case "transplice+truthful+workers":
       return transplice(name, options, [
         ...relayKeys(port, TARGET_PORT), "[connect]", "truthful = true", 'without = "refuse"',
-        `queue = ${port}`,
+        `queue = ${queuesOf(name)!.first}`,
       ], "warning");
     case "transplice+admin":
       return transplice(name, options, [
@@ -264,7 +274,7 @@ function transplice(
   name: string, options: SubjectOptions, keys: readonly string[], level: string,
 ): string[] {
   const file = configured(name, [
-    "workers = 1", ...keys, "[log]", `filename = "${SCRATCH}${name}.lines"`, `level = "${level}"`,
+    ...(name.endsWith("+workers") ? [] : ["workers = 1"]), ...keys, "[log]", `filename = "${SCRATCH}${name}.lines"`, `level = "${level}"`,
   ]);
   return [options.node, ...options.nodeFlags, `${ROOT}dist/src/main.js`, "-f", file];
 }

@@ -120,7 +120,9 @@ function rejections(
  * The kernel's own balance looks at the addresses only: one client would have one queue. So it goes by
  * the source port; not by its lowest bit, which is the same in all ports that the kernel chooses.
  */
-function queueTargets({ first, lanes }: NonNullable<FirewallPlan["queues"]>, family: 4 | 6): string[] {
+export function queueTargets(
+  { first, lanes }: Pick<NonNullable<FirewallPlan["queues"]>, "first" | "lanes">, family: 4 | 6,
+): string[] {
   const to = (lane: number): string => `-j NFQUEUE --queue-num ${first + lane} --queue-bypass`;
   const header = family === 4 ? "0x0>>0x16&0x3c@0x0" : "0x28";
   const parts = [2, 4, 8].includes(lanes) ? lanes : 16;
