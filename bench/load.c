@@ -43,7 +43,7 @@ enum {
   EVENTS = 256,
   OPENING = 256,           /* Connections that are being opened at a time. */
   PATIENCE_MS = 3000,
-  HANGS_MS = 10000,
+  HANGS_MS = 40000,        /* SYNs that a busy machine drops are repeated after 1, 3, 7, 15, 31 s. */
 };
 
 struct wish {

@@ -21,7 +21,7 @@ export interface Report {
   /** Of those that failed. */
   readonly refused: number;
   readonly reset: number;
-  /** Neither done nor failed after ten seconds. */
+  /** Neither done nor failed after forty seconds. */
   readonly hung: number;
 }
 

@@ -129,7 +129,7 @@ scenario("transplice upgrade under 1,000 new connections a second, with 2,000 tu
   target(stage, stage.net.relay, 1080);
   const relay = await quiet(stage, { listen: "localhost:1081", proxy_url: "socks5://127.0.0.1:1080" });
   await upgradedAtSize(stage, relay, ["-a", SERVER[4], "-P", "80"]);
-}, { timeoutMs: 120_000 });
+}, { timeoutMs: 180_000 });
 
 scenario("the same with a socket of the service manager's", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
@@ -137,7 +137,7 @@ scenario("the same with a socket of the service manager's", async (stage) => {
   const options = passing([opened(stage, { port: 1081 })], "relay");
   const relay = await quiet(stage, { proxy_url: "socks5://127.0.0.1:1080" }, options);
   await upgradedAtSize(stage, relay, ["-a", SERVER[4], "-P", "80"]);
-}, { timeoutMs: 120_000 });
+}, { timeoutMs: 180_000 });
 
 scenario("the same of the egress", async (stage) => {
   target(stage, stage.net.relay, 9000, "serve");
@@ -145,7 +145,7 @@ scenario("the same of the egress", async (stage) => {
     incoming: { port: 1080, addresses: ["127.0.0.1"], metrics_port: 0 }, outgoing: { allow_networks: ["127.0.0.1"] },
   });
   await upgradedAtSize(stage, relay, ["-a", "127.0.0.1", "-P", "9000", "-x", "1080"]);
-}, { timeoutMs: 120_000 });
+}, { timeoutMs: 180_000 });
 
 scenario("after an upgrade TERM gives the old process' tunnels the drain time, and a second one cuts them", async (stage) => {
   for (const cuts of [false, true]) {
@@ -222,7 +222,7 @@ scenario("a new version that does not serve changes nothing, and is said to be w
   writeFileSync(relay.file, file);
   assert.equal((await command(stage, relay)).status, 0);
   await end(await takenOver(stage, relay));
-}, { timeoutMs: 120_000 });
+}, { timeoutMs: 180_000 });
 
 /** Those that have not ended. */
 function childrenOf(pid: number): string[] {
