@@ -5,8 +5,9 @@
  */
 import { strict as assert } from "node:assert";
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
 import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
+import { guardians } from "./guardians.ts";
 import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import { type Entry, isReloaded, type Relay, type Settings } from "./relay.ts";
 import { BACKENDS, everything, Firewall, MARK, servers, theirs, touchLegacy } from "./rules.ts";
@@ -86,19 +87,6 @@ async function tunnels(hosts: readonly Host[]): Promise<Peer[]> {
   const all = await Promise.all(hosts.flatMap((host) => FAMILIES.map((family) => connect(host, SERVER[family], ECHO))));
   await Promise.all(all.map(exchange));
   return all;
-}
-
-/** Processes that run guardian.js on the relay host: this machine may have others. */
-function guardians(stage: Stage): number[] {
-  const { ino } = statSync(stage.net.relay.namespace);
-  return readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name)).flatMap((pid) => {
-    try {
-      const guards = readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("guardian.js");
-      return guards && statSync(`/proc/${pid}/ns/net`).ino === ino ? [Number(pid)] : [];
-    } catch {
-      return []; // It has ended.
-    }
-  });
 }
 
 async function unguarded(stage: Stage): Promise<void> {

@@ -3,8 +3,8 @@
  * comes, leaves the host as it was.
  */
 import { strict as assert } from "node:assert";
-import { readdirSync, readFileSync } from "node:fs";
 import { connect, eventually, sleep, text } from "./actors.ts";
+import { guardians } from "./guardians.ts";
 import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import type { Process } from "./process.ts";
 import { MAIN } from "./relay.ts";
@@ -29,18 +29,8 @@ function interrupt(program: Process): void {
   process.kill(-program.pid, "SIGINT");
 }
 
-function leftovers(): string[] {
-  return readdirSync("/proc").filter((pid) => {
-    try {
-      return /^[0-9]+$/.test(pid) && /guardian\.js/.test(readFileSync(`/proc/${pid}/cmdline`, "utf8"));
-    } catch {
-      return false; // It has ended.
-    }
-  });
-}
-
 async function assertGone(stage: Stage, before: string): Promise<void> {
-  await eventually("no process is left", () => leftovers().length === 0, 20_000);
+  await eventually("no process is left", () => guardians(stage).length === 0, 20_000);
   assert.equal(everything(stage), before, "as it was");
 }
 
