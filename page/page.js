@@ -62,12 +62,10 @@ function push(status) {
   // What was missed is a gap.
   const missed = Math.min(HISTORY_SECONDS, Math.max(0, now - history.until - 2));
   const values = [status.rates.bytes_down_per_second, status.rates.bytes_up_per_second, status.tunnels.active, status.rates.accepted_per_second, status.rates.failed_per_second];
-  SERIES.forEach((name, i) => {
-    for (let gap = 0; gap < missed; gap++) history[name].push(null);
-    history[name].push(values[i]);
-    history[name].splice(0, history[name].length - HISTORY_SECONDS);
-  });
-  history.until = now;
+  const gap = new Array(missed).fill(null);
+  const longer = SERIES.map((name, i) => [name, [...history[name], ...gap, values[i]].slice(-HISTORY_SECONDS)]);
+  // A new one: what is drawn while paused is the old one.
+  history = { ...history, until: now, ...Object.fromEntries(longer) };
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -197,11 +195,13 @@ function login(why) {
 
 /** What is shown: while paused, what was there then. */
 let shown = null;
+let shownHistory = history;
 
 function draw() {
   drawLink();
   if (snapshot === null || paused) return;
   shown = snapshot;
+  shownHistory = history;
   drawVerdict(shown);
   drawTiles(shown);
   for (const chart of charts) chart.draw();
@@ -344,8 +344,9 @@ class Chart {
   #svg = svg("svg", { "aria-hidden": "true", focusable: "false" });
   #legend = make("ul", "legend");
   #values;
-  #at = null;
-  #atText = make("li", "at");
+  /** The place looked at, in seconds before now; null: none. It stays where it is, and what it shows moves on. */
+  #ago = null;
+  #agoText = make("li", "at");
 
   /** lines: {name, label, kind, below?}. */
   constructor(place, label, lines, text) {
@@ -365,39 +366,39 @@ class Chart {
       this.#legend.append(item);
       return value;
     });
-    this.#legend.append(this.#atText);
+    this.#legend.append(this.#agoText);
     place.after(this.#legend);
     place.addEventListener("keydown", (event) => this.#onKey(event));
     place.addEventListener("pointermove", (event) => this.#onPointer(event));
     place.addEventListener("pointerleave", () => this.#look(null));
     place.addEventListener("blur", () => this.#look(null));
+    place.addEventListener("focus", () => this.#look(this.#ago));
     new ResizeObserver(() => this.draw()).observe(place);
   }
 
   #length() {
-    return history[this.#lines[0].name].length;
+    return shownHistory[this.#lines[0].name].length;
   }
 
   #onKey(event) {
-    const last = this.#length() - 1;
-    const from = this.#at ?? last;
-    const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowDown: -1, ArrowUp: 1, PageDown: -30, PageUp: 30, Home: -HISTORY_SECONDS, End: HISTORY_SECONDS };
+    const steps = { ArrowLeft: 1, ArrowRight: -1, ArrowDown: 1, ArrowUp: -1, PageDown: 30, PageUp: -30, Home: HISTORY_SECONDS, End: -HISTORY_SECONDS };
     if (event.key === "Escape") return this.#look(null);
     const step = steps[event.key];
     if (step === undefined) return;
     event.preventDefault();
-    this.#look(Math.max(0, Math.min(last, from + step)));
+    this.#look(Math.max(0, Math.min(this.#length() - 1, (this.#ago ?? 0) + step)));
   }
 
   #onPointer(event) {
     const box = this.#place.getBoundingClientRect();
-    const back = Math.round((1 - (event.clientX - box.left) / box.width) * (HISTORY_SECONDS - 1));
-    const at = this.#length() - 1 - back;
-    this.#look(at < 0 ? null : Math.min(at, this.#length() - 1));
+    const ago = Math.max(0, Math.round((1 - (event.clientX - box.left) / box.width) * (HISTORY_SECONDS - 1)));
+    this.#look(ago < this.#length() ? ago : null);
   }
 
-  #look(at) {
-    this.#at = at;
+  /** Spoken when a reader comes and moves; else it would be spoken each second. */
+  #look(ago) {
+    this.#ago = ago;
+    this.#place.removeAttribute("aria-valuetext");
     this.draw();
   }
 
@@ -405,7 +406,7 @@ class Chart {
     const { width, height } = this.#place.getBoundingClientRect();
     if (width === 0) return;
     const length = this.#length();
-    const all = (below) => this.#lines.filter((line) => Boolean(line.below) === below).flatMap(({ name }) => history[name]);
+    const all = (below) => this.#lines.filter((line) => Boolean(line.below) === below).flatMap(({ name }) => shownHistory[name]);
     const peak = (values) => values.reduce((most, value) => Math.max(most, value ?? 0), 0);
     const most = ceiling(peak(all(false)));
     const mostBelow = this.#mirrored ? ceiling(peak(all(true))) : 0;
@@ -420,7 +421,7 @@ class Chart {
       parts.push(svg("line", { class: "grid", x1: 0, x2: width, y1: at, y2: at }));
     }
     for (const { name, kind, below: isBelow = false, area } of this.#lines) {
-      const runs = runsOf(history[name], (value, i) => `${x(i).toFixed(1)},${y(value, isBelow).toFixed(1)}`);
+      const runs = runsOf(shownHistory[name], (value, i) => `${x(i).toFixed(1)},${y(value, isBelow).toFixed(1)}`);
       if (area) parts.push(svg("path", { class: `${kind}-area`, d: runs.map(({ points, first, last }) => `M${x(first).toFixed(1)},${base}L${points.join("L")}L${x(last).toFixed(1)},${base}Z`).join("") }));
       parts.push(svg("path", { class: kind, d: runs.map(({ points }) => `M${points.join("L")}`).join("") }));
     }
@@ -428,8 +429,8 @@ class Chart {
     parts.push(svg("text", { x: 2, y: y(most, false) + 13 }, this.#text(most)));
     if (this.#mirrored) parts.push(svg("text", { x: 2, y: y(mostBelow, true) - 4 }, this.#text(mostBelow)));
     parts.push(svg("text", { x: 2, y: height - 3 }, "5 min ago"), svg("text", { x: width - 2, y: height - 3, "text-anchor": "end" }, "now"));
-    if (this.#at !== null) {
-      const at = x(this.#at);
+    if (this.#ago !== null) {
+      const at = x(length - 1 - this.#ago);
       parts.push(svg("line", { class: "hair", x1: at, x2: at, y1: 0, y2: foot }));
     }
     mark(this.#svg, "viewBox", `0 0 ${width} ${height}`);
@@ -438,20 +439,18 @@ class Chart {
   }
 
   #tell(length) {
-    const at = this.#at ?? length - 1;
-    const ago = length - 1 - at;
+    const ago = this.#ago ?? 0;
     const values = this.#lines.map(({ name, label }, i) => {
-      const value = history[name][at];
+      const value = shownHistory[name][length - 1 - ago];
       const text = value === null || value === undefined ? "not known" : this.#text(value);
       say(this.#values[i], text);
       return `${label} ${text}`;
     });
     const when = ago === 0 ? "now" : `${secondsText(ago)} ago`;
-    say(this.#atText, this.#at === null ? "" : when);
+    say(this.#agoText, this.#ago === null ? "" : when);
     mark(this.#place, "aria-valuemin", `${-HISTORY_SECONDS}`);
     mark(this.#place, "aria-valuemax", "0");
-    // Spoken when a reader moves; else it would be spoken each second.
-    if (this.#at === null && this.#place.hasAttribute("aria-valuetext")) return;
+    if (this.#place.hasAttribute("aria-valuetext")) return;
     mark(this.#place, "aria-valuenow", `${-ago}`);
     mark(this.#place, "aria-valuetext", `${when}: ${values.join(", ")}`);
   }

@@ -40,6 +40,9 @@ function load(stage: Stage): void {
   stage.spawn(stage.net.relay, "sh", "-c", `while :; do for bytes in 20000 20000 3000000; do curl -s -o /dev/null --noproxy '*' -m 5 ${url}/bytes/$bytes; sleep 0.1; done; done`);
 }
 
+/** The downloads' line in the chart: another with each snapshot. */
+const lineOf = async (page: Page): Promise<string> => (await page.locator("#traffic path.down").getAttribute("d"))!;
+
 const wordsOf = (page: Page, selector: string): Promise<string> => page.locator(selector).innerText();
 
 async function says(page: Page, selector: string, wanted: RegExp, withinMs = 15_000): Promise<void> {
@@ -67,7 +70,7 @@ scenario("the page, under load: on a desk and a phone, by day and by night", asy
     await says(page, "#endings tbody", /finished/);
     assert.ok(await overflow(page) <= 0, `${name}: nothing is wider than the screen`);
     assert.equal(await page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches"), look.scheme === "dark");
-    assert.ok((await page.locator("#traffic path.down").getAttribute("d"))!.length > 20, "traffic is drawn");
+    assert.ok((await lineOf(page)).length > 20, "traffic is drawn");
     await assertAccessible(page, name);
     await picture(stage, page, `page-${name}`);
     assert.deepEqual(errors, []);
@@ -126,7 +129,7 @@ scenario("the page, with a keyboard alone", async (stage) => {
   const browser = await browserOn(stage, stage.net.relay);
   const { page } = await open(browser, URL_OF_PAGE, DESK);
   await says(page, "#link", /^live$/);
-  await eventually("there is some history", async () => (await page.locator("#traffic path.down").getAttribute("d"))!.split("L").length > 4);
+  await eventually("there is some history", async () => (await lineOf(page)).split("L").length > 4);
   const focused = (): Promise<string> => page.evaluate<string>("document.activeElement.id");
   const isSeen = (): Promise<boolean> => page.evaluate<boolean>("getComputedStyle(document.activeElement).outlineStyle !== 'none' && parseFloat(getComputedStyle(document.activeElement).outlineWidth) >= 2");
   const order: string[] = [];
@@ -143,6 +146,11 @@ scenario("the page, with a keyboard alone", async (stage) => {
   assert.match((await spoken())!, /^1\.0 s ago: down .*B\/s, up .*B\/s$/);
   await page.keyboard.press("ArrowLeft");
   assert.match((await spoken())!, /^2\.0 s ago: /);
+  const heard = await spoken();
+  const drawn = await lineOf(page);
+  await eventually("a second goes by", async () => (await lineOf(page)) !== drawn);
+  assert.equal(await spoken(), heard, "nobody is told what he has not asked for");
+  assert.equal(await wordsOf(page, "#traffic + .legend .at"), "2.0 s ago", "the place looked at stays");
   await picture(stage, page, "page-keyboard", false);
   await page.keyboard.press("End");
   assert.match((await spoken())!, /^now: /);
@@ -152,11 +160,19 @@ scenario("the page, with a keyboard alone", async (stage) => {
   await page.keyboard.press("Space");
   await says(page, "#link", /^paused$/);
   assert.equal(await page.locator("#pause").getAttribute("aria-pressed"), "true");
-  const frozen = await wordsOf(page, "#about");
-  await eventually("snapshots have come meanwhile", async () => (await page.evaluate<number>("performance.now()")) > 0 && stage.net.relay.attempt("curl", ["-s", `${URL_OF_PAGE}healthz`]).status === 0);
-  assert.equal(await wordsOf(page, "#about"), frozen);
+  const about = await wordsOf(page, "#about");
+  const frozen = await lineOf(page);
+  const clock = (): number => (JSON.parse(stage.net.relay.run("curl", ["-s", `${URL_OF_PAGE}status`])) as { now: number }).now;
+  const pausedAt = clock();
+  await eventually("snapshots have come meanwhile", () => clock() > pausedAt + 3);
+  await page.keyboard.press("Tab");
+  await page.keyboard.press("ArrowLeft");
+  assert.equal(await wordsOf(page, "#about"), about);
+  assert.equal(await lineOf(page), frozen, "a chart that is walked along is the one of then, too");
+  await page.keyboard.press("Shift+Tab");
   await page.keyboard.press("Enter");
   await says(page, "#link", /^live$/);
+  await eventually("it goes on", async () => (await lineOf(page)) !== frozen);
 });
 
 scenario("the page shows what clients say as text, whatever it is", async (stage) => {
