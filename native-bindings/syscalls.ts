@@ -76,6 +76,8 @@ export interface Syscalls {
   prctl(option: number, value: number, more?: number): Result;
   /** Of the calling thread; it passes its policy on to threads and processes that it starts. musl: -ENOSYS. */
   sched_getscheduler(): Result;
+  /** Whoever waits for this CPU goes first. */
+  sched_yield(): Result;
   /** To one of the policies that know no priority. */
   sched_setscheduler(policy: number): Result;
   /** What a clock says, in ns; not for the time of day, of which a number has not so many digits. */
@@ -123,6 +125,7 @@ export function linux(): Syscalls {
     setrlimit: libc.func("int setrlimit(int, uintptr_t)"),
     prctl: libc.func("int prctl(int, unsigned long, unsigned long, unsigned long, unsigned long)"),
     sched_getscheduler: libc.func("int sched_getscheduler(int)"),
+    sched_yield: libc.func("int sched_yield()"),
     sched_setscheduler: libc.func("int sched_setscheduler(int, int, uintptr_t)"),
     clock_gettime: libc.func("int clock_gettime(int, uintptr_t)"),
     adjtimex: libc.func("int adjtimex(uintptr_t)"),
@@ -224,6 +227,7 @@ export function linux(): Syscalls {
     },
     prctl: (option, value, more = 0) => answer(c.prctl(option, value, more, 0, 0)),
     sched_getscheduler: () => answer(c.sched_getscheduler(0)),
+    sched_yield: () => answer(c.sched_yield()),
     // struct sched_param is one int, the priority: 0.
     sched_setscheduler: (policy) => {
       ints[0] = 0;

@@ -40,6 +40,23 @@ export function openFds(): number {
   return readdirSync("/proc/self/fd").length - 1; // Without the one that reads the directory.
 }
 
+/** What is in /proc is not read again within so long. */
+const FRESH_MS = 1000;
+
+/** What this process has, as /proc says it; up to a second old, for scrapes ask more often. */
+export class ProcessUse {
+  #atMs = -Infinity;
+  #now = { fds: 0, residentBytes: 0 };
+
+  at(nowMs: number): { readonly fds: number; readonly residentBytes: number } {
+    if (nowMs - this.#atMs >= FRESH_MS) {
+      this.#atMs = nowMs;
+      this.#now = { fds: openFds(), residentBytes: process.memoryUsage.rss() };
+    }
+    return this.#now;
+  }
+}
+
 /** An ordinary user shares this many pages among all his pipes before they shrink. */
 const SOFT_PAGES = "/proc/sys/fs/pipe-user-pages-soft";
 const PAGE_BYTES = 4096;

@@ -147,7 +147,8 @@ export class Upstreams {
   }
 
   #undrainedOf(upstream: Proxy): readonly SocketAddress[] {
-    return this.addressesOf(upstream).filter(({ text }) => !this.#drained.has(text));
+    const addresses = this.addressesOf(upstream);
+    return this.#drained.size === 0 ? addresses : addresses.filter(({ text }) => !this.#drained.has(text));
   }
 
   /** A dial has failed: the names may have moved. */

@@ -258,6 +258,10 @@ scenario("who may ask: the token for what changes, and from afar for what tells 
   for (const path of ["/healthz", "/readyz", "/metrics", "/"]) {
     assert.deepEqual([path, await status(asker, "GET", path), await status(afar, "GET", path)], [path, 200, 200]);
     assert.equal(await status(asker, "GET", path, { host: "rebound.example" }), 421, path);
+    const { headers } = await asker.get(path);
+    const safe = ["cache-control", "x-content-type-options", "referrer-policy"].map((name) => headers[name]);
+    assert.deepEqual([path, ...safe], [path, "no-store", "nosniff", "no-referrer"]);
+    assert.match(`${headers["content-security-policy"]}`, /^default-src 'none'/, path);
   }
   for (const path of TOLD) {
     assert.equal(await status(asker, "GET", path), 200, path);
@@ -290,6 +294,10 @@ scenario("who may ask: the token for what changes, and from afar for what tells 
   }
   assert.equal(await status(afar, "GET", "/metrics"), 200);
   assert.equal(await status(asker, "GET", "/metrics", { host: `rebound.example:${ADMIN_PORT}` }), 200);
+  // A name that was ours is remembered no longer than it is.
+  relay.configure({ ...settings, admin: everywhere });
+  await relay.reload();
+  assert.equal(await status(asker, "GET", "/metrics", { host: `rebound.example:${ADMIN_PORT}` }), 421);
 });
 
 scenario("no secret is said anywhere", async (stage) => {

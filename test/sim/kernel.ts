@@ -856,6 +856,10 @@ export class SimulatedKernel implements Syscalls {
     return -EPERM;
   }
 
+  sched_yield(): Result {
+    return 0;
+  }
+
   sched_getscheduler(): Result {
     return 0;
   }

@@ -15,8 +15,8 @@ const FORMATS = ["text/plain", "application/openmetrics-text"];
 /** What a scraper gets. */
 function scrape(page: MetricsPage, accept = FORMATS[0]!): Promise<string> {
   return new Promise((resolve, reject) => {
-    const response = { writeHead: () => ({ end: resolve }) };
-    page.answer({ headers: { accept } } as never, response as never).catch(reject);
+    const response = { writeHead: () => {}, end: resolve };
+    page.answer({ headers: { accept } } as never, response as never)?.catch(reject);
   });
 }
 
@@ -43,6 +43,35 @@ class Part implements MetricsPart {
     ];
   }
 }
+
+test("lines that stay are answered at once, in steps between which others go first", async () => {
+  const part = new Part();
+  let steps = 0;
+  const page = new MetricsPage([part], () => steps++);
+  part.is = { here: 1 };
+  await scrape(page);
+  part.is = { here: 2 };
+  steps = 0;
+  const sent: unknown[] = [];
+  const response = { writeHead: (...head: unknown[]) => sent.push(head), end: (...body: unknown[]) => sent.push(body, steps) };
+  assert.equal(page.answer({ headers: {} } as never, response as never, ["x-other", "one"]), undefined);
+  const [[status, headers], [text, encoding], before] = sent as [[number, string[]], [string, string], number];
+  assert.deepEqual([status, headers.slice(0, 3), headers.at(-1), encoding], [200, ["x-other", "one", "content-type"], `${text.length}`, "latin1"]);
+  assert.match(text, /^a_total 2$/m);
+  assert.deepEqual([before, steps], [3, 4], "after asking, reading and writing; and when it has gone");
+});
+
+test("a page with other letters than ASCII has its length in bytes", async () => {
+  const part = new Part();
+  part.is = { "\u00fcber": 1 };
+  const page = new MetricsPage([part]);
+  await scrape(page);
+  const sent: unknown[] = [];
+  const response = { writeHead: (...head: unknown[]) => sent.push(head), end: (...body: unknown[]) => sent.push(body) };
+  await page.answer({ headers: {} } as never, response as never);
+  const [[, headers], [text, encoding]] = sent as [[number, string[]], [string, string]];
+  assert.deepEqual([headers.at(-1), encoding], [`${Buffer.byteLength(text)}`, "utf8"]);
+});
 
 test("numbers stand where they belong, whatever they look like", async () => {
   const part = new Part();
@@ -108,11 +137,11 @@ test("a worker, an upstream's address and a listener come and go, and the kernel
   const backlog = (address: string) => ({ address, role: "transparent" as const, waiting: 3, max: 4 });
   let now: ProxyNumbers = {
     counters, meters, workers: [worker(0)], cpuSeconds: [1.5], replacements: 0, tunnelsMax: 100, upstreams: [], backlogs: [],
-    fds: { open: 10, limit: 20 }, ready: true, version: "1.2.3",
+    fds: { open: 10, limit: 20 }, residentBytes: 30, ready: true, version: "1.2.3",
   };
   const page = new MetricsPage([new ProxyMetrics(() => now)]);
   /** Without what moves by itself. */
-  const still = (text: string): string => text.replace(/^process_(cpu_seconds|resident_memory).*$/gm, "");
+  const still = (text: string): string => text.replace(/^process_cpu_seconds.*$/gm, "");
   const changes: Partial<ProxyNumbers>[] = [
     {}, { cpuSeconds: [null] }, { cpuSeconds: [2] }, { workers: [worker(0), worker(1)], cpuSeconds: [1, null] }, { cpuSeconds: [null, 1] },
     { workers: [worker(1), worker(0)] }, { upstreams: [upstream("192.0.2.1:1080", 5)] }, { upstreams: [upstream("192.0.2.2:1080", 6)] },

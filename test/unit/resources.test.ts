@@ -1,12 +1,12 @@
-/** The CPU time of a thread of this process, by its name. */
+/** What this process has and uses: the CPU time of a thread, by its name; and what /proc says. */
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { readFileSync } from "node:fs";
+import { closeSync, openSync, readFileSync } from "node:fs";
 import { test } from "node:test";
 import { Worker } from "node:worker_threads";
 import { PR_SET_NAME } from "../../native-bindings/constants.ts";
 import { linux } from "../../native-bindings/syscalls.ts";
-import { ThreadTimes } from "../../src/control/resources.ts";
+import { openFds, ProcessUse, ThreadTimes } from "../../src/control/resources.ts";
 
 const sys = linux();
 
@@ -51,4 +51,15 @@ test("null where there is no such thread, and another life is looked for anew", 
   assert.notEqual(times.seconds("here-0", 0), null, "the same life: the same thread, whatever it is called now");
   assert.equal(times.seconds("here-0", 1), null, "another, and nobody has the name");
   assert.notEqual(times.seconds("here-1", 7), null);
+});
+
+test("what /proc says is read once a second, and never older", (context) => {
+  const use = new ProcessUse();
+  const before = use.at(5000);
+  assert.equal(before.fds, openFds());
+  assert.ok(before.residentBytes > 1e7 && before.residentBytes <= process.memoryUsage.rss() + 1e7, `${before.residentBytes}`);
+  const fds = Array.from({ length: 7 }, () => openSync("/dev/null", "r"));
+  context.after(() => fds.forEach(closeSync));
+  assert.deepEqual(use.at(5999), before);
+  assert.equal(use.at(6000).fds, before.fds + 7);
 });

@@ -4,7 +4,7 @@ import { spawnSync } from "node:child_process";
 import http from "node:http";
 import net from "node:net";
 import { test, type TestContext } from "node:test";
-import { type HttpAddress, HttpServers } from "../../src/control/admin/http-server.ts";
+import { type HttpAddress, type HttpOptions, HttpServers } from "../../src/control/admin/http-server.ts";
 import { MetricsPage } from "../../src/control/admin/metrics.ts";
 import { SocksMetrics, type SocksSources } from "../../src/control/admin/socks-metrics.ts";
 import { EgressCounters, EgressReader, egressCountersBytes } from "../../src/engine/egress-counters.ts";
@@ -32,14 +32,16 @@ class World {
     }),
   };
   readonly metrics: HttpServers;
+  answer: HttpOptions["answer"];
 
   constructor(context: TestContext, requestMs = 5000) {
     const log = (level: string) => (message: string, fields?: object) =>
       void this.told.push(`${level}: ${message} ${JSON.stringify(fields)}`);
     const page = this.page();
+    this.answer = (request, response) => page.answer(request, response);
     this.metrics = new HttpServers({
-      purpose: "metrics", log: { error: log("error"), warning: log("warning") }, methods: "GET, HEAD", requestMs,
-      answer: (request, response) => page.answer(request, response),
+      purpose: "metrics", log: { error: log("error"), warning: log("warning") }, methods: ["GET", "HEAD"], requestMs,
+      answer: (...asked) => this.answer(...asked),
     });
     context.after(() => this.metrics.close());
   }
@@ -309,7 +311,7 @@ test("lines that come with the first that is counted, and go with their address,
     step();
     for (const accept of ["text/plain", "application/openmetrics-text"]) {
       const fresh: HttpServers = new HttpServers({
-        purpose: "metrics", log: { error: () => {}, warning: () => {} }, methods: "GET",
+        purpose: "metrics", log: { error: () => {}, warning: () => {} }, methods: ["GET"],
         answer: (request, response) => world.page().answer(request, response),
       });
       assert.deepEqual(await fresh.move([LOOPBACK]), []);
@@ -390,6 +392,34 @@ test("who says nothing, or half of it, or does not take the answer, is cut off i
   await new Promise((resolve) => slow.once("close", resolve));
   const answers = got.split("HTTP/1.1 200 OK").length - 1;
   assert.ok(answers > 0 && answers < 2000, `${answers}`);
+});
+
+test("an answer that does not come has a deadline, and one that has gone out leaves none behind", async (context) => {
+  const world = new World(context, 300);
+  const { answer } = world;
+  const port = await world.listen();
+  world.answer = () => new Promise(() => {});
+  assert.equal(await raw(port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n"), "");
+  world.answer = () => {};
+  assert.equal(await raw(port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n"), "", "and says nothing of coming later");
+  world.answer = (_request, response) => void response.end("x".repeat(2e7));
+  const slow = net.connect(port, "127.0.0.1").on("error", () => {}).pause();
+  slow.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
+  await sleep(1000);
+  let got = 0;
+  slow.on("data", ({ length }) => (got += length)).resume();
+  await new Promise((resolve) => slow.once("close", resolve));
+  assert.ok(got > 0 && got < 2e7, `${got}`);
+  world.answer = answer;
+  const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
+  context.after(() => agent.destroy());
+  const sockets = new Set<unknown>();
+  agent.on("free", (socket) => sockets.add(socket));
+  for (let i = 0; i < 3; i++) {
+    await ask(port, { agent });
+    await sleep(200);
+  }
+  assert.equal(sockets.size, 1);
 });
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));

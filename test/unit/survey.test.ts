@@ -75,7 +75,7 @@ class World {
     this.workers = workers;
     const ids = { text: (incarnation: number, worker: number, id: number) => `${incarnation}.${worker}.${id}` } as never;
     const tunnels = new Tunnels({
-      ids, workers: () => this.workers.map(({ view }) => view), upstreams: () => new Map(), exits: () => new Map(), mode: () => "redirect",
+      ids, workers: () => this.workers.map(({ view }) => view), upstreams: () => new Map(), exits: () => new Map(), mode: () => "redirect", makeWay: () => {},
     });
     this.#survey = new Survey({ tunnels, ids, upstreamNames: () => new Map([[3, "203.0.113.1:1080"]]), now: () => ORIGIN + this.#ms });
   }

@@ -15,7 +15,7 @@ import type { AdminConfig } from "../../config/config.ts";
 import { rangeOf } from "../../config/endpoint.ts";
 import { tokenOf } from "../../config/settings.ts";
 import { EventStreams } from "./event-streams.ts";
-import { type Asker, type HttpOptions, HttpServers } from "./http-server.ts";
+import { type Answered, type Asker, type HttpOptions, HttpServers } from "./http-server.ts";
 import type { Log } from "../log/log.ts";
 import type { MetricsPage } from "./metrics.ts";
 import type { StaticFile } from "./page.ts";
@@ -49,13 +49,16 @@ const LIMIT = 100;
 /** RFC 9110: a retry is welcome after so many seconds. */
 const RETRY_SECONDS = "5";
 
-const SAFE_HEADERS: Readonly<Record<string, string>> = {
+const SAFE: Readonly<Record<string, string>> = {
   "cache-control": "no-store",
   "x-content-type-options": "nosniff",
   "referrer-policy": "no-referrer",
   "content-security-policy":
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
 };
+
+/** The same, one after the other. */
+const SAFE_LINES = Object.entries(SAFE).flat();
 
 type Right = "open" | "read" | "write";
 
@@ -77,6 +80,8 @@ export class Admin {
   readonly #servers: HttpServers;
   readonly #events = new EventStreams(STREAMS_MAX);
   #hosts: ReadonlySet<string> = new Set();
+  /** The Host header that was found to be ours last. */
+  #ourName: string | null = null;
   /** As a digest, so that any two can be compared in the same time. null: there is none. */
   #token: Buffer | null = null;
 
@@ -85,7 +90,7 @@ export class Admin {
     this.#servers = new HttpServers({
       purpose: "the admin endpoint",
       log: options.log,
-      methods: "GET, HEAD, POST",
+      methods: ["GET", "HEAD", "POST"],
       passed: options.passed,
       answer: (request, response, asker) => this.#answer(request, response, asker),
     });
@@ -110,6 +115,7 @@ export class Admin {
     if (wrong.length > 0) return wrong;
     this.#token = token === null ? null : digest(token);
     this.#hosts = new Set(["localhost", hostname().toLowerCase(), ...(config?.hosts ?? [])]);
+    this.#ourName = null;
     if (config === null) this.#farewell("the endpoint is gone from the configuration");
     return [];
   }
@@ -133,12 +139,15 @@ export class Admin {
     this.#options.traces.close(reason);
   }
 
-  async #answer(request: http.IncomingMessage, response: http.ServerResponse, asker: Asker): Promise<void> {
-    for (const [name, value] of Object.entries(SAFE_HEADERS)) response.setHeader(name, value);
+  #answer(request: http.IncomingMessage, response: http.ServerResponse, asker: Asker): Answered {
     // A body is asked for nowhere, and so is not read.
-    if (request.headers["content-length"] !== undefined || request.headers["transfer-encoding"] !== undefined) {
-      response.setHeader("connection", "close");
+    const hasBody = request.headers["content-length"] !== undefined || request.headers["transfer-encoding"] !== undefined;
+    // A scrape comes often, and takes the short way: as much is asked of it as on the long one.
+    if (request.url === "/metrics" && request.method === "GET" && !hasBody && this.#refusal("open", request, asker) === null) {
+      return this.#options.metrics.answer(request, response, SAFE_LINES);
     }
+    for (const [name, value] of Object.entries(SAFE)) response.setHeader(name, value);
+    if (hasBody) response.setHeader("connection", "close");
     const url = urlOf(request.url);
     if (url === null) return refuse(response, { status: 400, error: "the request's target is no path" });
     const call: Call = { request, response, asker, url };
@@ -149,12 +158,12 @@ export class Admin {
       const allow = route.right === "write" ? "POST" : "GET, HEAD";
       return refuse(response, { status: 405, error: `${url.pathname} takes ${allow}`, headers: { allow } });
     }
-    const refusal = this.#refusal(route.right, call);
+    const refusal = this.#refusal(route.right, request, asker);
     if (refusal !== null) return refuse(response, refusal);
-    await route.answer(call);
+    return route.answer(call);
   }
 
-  #route(path: string): { readonly right: Right; readonly answer: (call: Call) => void | Promise<void> } | null {
+  #route(path: string): { readonly right: Right; readonly answer: (call: Call) => Answered } | null {
     const { readiness, metrics, status, config, files } = this.#options;
     switch (path) {
       case "/healthz": {
@@ -196,7 +205,7 @@ export class Admin {
 
   // ---- who may
 
-  #refusal(right: Right, { request, asker }: Call): Refusal | null {
+  #refusal(right: Right, request: http.IncomingMessage, asker: Asker): Refusal | null {
     const { host, origin, authorization } = request.headers;
     const known = this.#isToken(authorization);
     if (!asker.unix && !known && !this.#isOurName(host)) {
@@ -224,16 +233,21 @@ export class Admin {
   }
 
   #isToken(authorization: string | undefined): boolean {
-    const given = /^bearer +(\S+)$/i.exec(authorization ?? "")?.[1];
+    if (authorization === undefined) return false;
+    const given = /^bearer +(\S+)$/i.exec(authorization)?.[1];
     return given !== undefined && this.#token !== null && timingSafeEqual(digest(given), this.#token);
   }
 
   /** Against DNS rebinding: a name that somebody else gives to our address is not ours. */
   #isOurName(host: string | undefined): boolean {
-    const name = /^(?:\[([^\]]+)\]|([^:]+))(?::\d+)?$/.exec(host ?? "");
+    if (host === undefined) return false;
+    if (host === this.#ourName) return true;
+    const name = /^(?:\[([^\]]+)\]|([^:]+))(?::\d+)?$/.exec(host);
     if (name === null) return false;
-    if (name[1] !== undefined) return rangeOf(name[1]) !== null;
-    return rangeOf(name[2]!) !== null || this.#hosts.has(name[2]!.toLowerCase());
+    const [, bracketed, plain] = name;
+    const isOurs = rangeOf(bracketed ?? plain!) !== null || (plain !== undefined && this.#hosts.has(plain.toLowerCase()));
+    if (isOurs) this.#ourName = host;
+    return isOurs;
   }
 
   // ---- what is answered

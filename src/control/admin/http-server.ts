@@ -19,13 +19,16 @@ export interface HttpOptions {
   /** What an error calls it: "listen tcp 127.0.0.1:1081 for metrics: ...". */
   readonly purpose: string;
   readonly log: Pick<Log, "error" | "warning">;
-  readonly answer: (request: http.IncomingMessage, response: http.ServerResponse, from: Asker) => Promise<void>;
-  /** What may be asked, as the Allow header says it. */
-  readonly methods: string;
+  readonly answer: (request: http.IncomingMessage, response: http.ServerResponse, from: Asker) => Answered;
+  /** What may be asked. */
+  readonly methods: readonly string[];
   /** A socket that listens there already, for a server of ours to have; or null. */
   readonly passed?: (address: Pick<ListenAddress, "text">) => number | null;
   readonly requestMs?: number;
 }
+
+/** A promise where it takes a while. */
+export type Answered = void | Promise<void>;
 
 export interface Asker {
   /** By loopback, or by a socket of the file system. */
@@ -157,11 +160,11 @@ export class HttpServers {
         keepAliveTimeout: KEEP_ALIVE_MS,
         maxHeaderSize: HEADER_BYTES_MAX,
       },
-      (request, response) => void this.#answer(server, unix, request, response),
+      (request, response) => this.#answer(server, unix, request, response),
     );
     server.maxConnections = CONNECTIONS_MAX;
     server.on("connect", (_request, socket: Socket) => {
-      socket.end(`HTTP/1.1 405 Method Not Allowed\r\nallow: ${this.#options.methods}\r\n\r\n`);
+      socket.end(`HTTP/1.1 405 Method Not Allowed\r\nallow: ${this.#options.methods.join(", ")}\r\n\r\n`);
     });
     return server;
   }
@@ -183,28 +186,47 @@ export class HttpServers {
     });
   }
 
-  async #answer(
-    server: http.Server, unix: boolean, request: http.IncomingMessage, response: http.ServerResponse,
-  ): Promise<void> {
+  #answer(server: http.Server, unix: boolean, request: http.IncomingMessage, response: http.ServerResponse): void {
     const { socket } = request;
-    const { purpose, log, methods } = this.#options;
-    const deadline = setTimeout(() => socket.destroy(), this.#requestMs);
+    let deadline: NodeJS.Timeout | null = null;
+    let isStream = false;
+    const from: Asker = {
+      unix,
+      get local() {
+        return unix || (isLoopback(socket.remoteAddress) && isLoopback(socket.localAddress));
+      },
+      streams: () => {
+        isStream = true;
+        if (deadline !== null) clearTimeout(deadline);
+      },
+    };
+    const answered = this.#begin(request, response, from);
+    // What has gone to the kernel already, as most answers to scrapes, has no need of a deadline.
+    if (answered === undefined && response.writableEnded && response.writableLength === 0) return;
+    if (!isStream) deadline = setTimeout(() => socket.destroy(), this.#requestMs);
     response.on("close", () => {
-      clearTimeout(deadline);
+      if (deadline !== null) clearTimeout(deadline);
       if (!server.listening) socket.end(); // Its address has gone meanwhile.
     });
-    if (!methods.split(", ").includes(request.method ?? "")) {
+  }
+
+  /** Never rejects. */
+  #begin(request: http.IncomingMessage, response: http.ServerResponse, from: Asker): Answered {
+    const { purpose, log, methods, answer } = this.#options;
+    if (!methods.includes(request.method ?? "-")) {
       // Closed, for its body is not read.
-      response.writeHead(405, { allow: methods, "content-length": 0, connection: "close" }).end();
+      response.writeHead(405, { allow: methods.join(", "), "content-length": 0, connection: "close" }).end();
       return;
     }
-    const local = unix || (isLoopback(socket.remoteAddress) && isLoopback(socket.localAddress));
-    try {
-      await this.#options.answer(request, response, { local, unix, streams: () => clearTimeout(deadline) });
-    } catch (error) {
+    const failed = (error: unknown): void => {
       log.error(`a request for ${purpose} could not be answered`, { error: String(error) });
-      if (response.headersSent) socket.destroy();
+      if (response.headersSent) request.socket.destroy();
       else response.writeHead(500, { "content-length": 0 }).end();
+    };
+    try {
+      return answer(request, response, from)?.catch(failed);
+    } catch (error) {
+      failed(error);
     }
   }
 

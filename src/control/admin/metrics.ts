@@ -10,6 +10,7 @@
 import type http from "node:http";
 import { type Metric, type OpenMetricsContentType, Registry } from "prom-client";
 import type { HistogramTotals } from "../../engine/socks-counters.ts";
+import type { Answered } from "./http-server.ts";
 
 export type Labels = Readonly<Record<string, string>>;
 
@@ -141,9 +142,12 @@ export class MetricsPage {
   readonly #parts: readonly MetricsPart[];
   readonly #plain: Format;
   readonly #open: Format;
+  readonly #makeWay: () => void;
 
-  constructor(parts: readonly MetricsPart[]) {
+  /** `makeWay`: called between the steps of an answer, for those who wait for this CPU to go first. */
+  constructor(parts: readonly MetricsPart[], makeWay: () => void = () => {}) {
     this.#parts = parts;
+    this.#makeWay = makeWay;
     const plain = new Registry();
     const open = new Registry<OpenMetricsContentType>();
     open.setContentType(Registry.OPENMETRICS_CONTENT_TYPE);
@@ -151,12 +155,25 @@ export class MetricsPage {
     this.#open = new Format(open.contentType, open, parts.flatMap((part) => part.families(floatText)));
   }
 
-  /** In OpenMetrics if it is asked for, as usocksd did and Prometheus does. */
-  async answer(request: http.IncomingMessage, response: http.ServerResponse): Promise<void> {
+  /**
+   * In OpenMetrics if it is asked for, as usocksd did and Prometheus does. `headers`: of the answer, names
+   * and values in turn. At once, but for a page that is to be written anew.
+   */
+  answer(request: http.IncomingMessage, response: http.ServerResponse, headers: readonly string[] = []): Answered {
+    this.#makeWay();
     const accept = request.headers.accept ?? "";
     const format = accept.includes("application/openmetrics-text") ? this.#open : this.#plain;
-    const text = await format.text(this.#parts.map((part) => part.read()).join("\n"));
-    response.writeHead(200, { "content-type": format.contentType, "content-length": Buffer.byteLength(text) }).end(text);
+    const send = (text: string): void => {
+      this.#makeWay();
+      const length = Buffer.byteLength(text);
+      response.writeHead(200, [...headers, "content-type", format.contentType, "content-length", `${length}`]);
+      response.end(text, length === text.length ? "latin1" : "utf8"); // Of what is ASCII, that is a copy.
+      this.#makeWay();
+    };
+    const shape = this.#parts.map((part) => part.read()).join("\n");
+    this.#makeWay();
+    const text = format.text(shape);
+    return typeof text === "string" ? send(text) : text.then(send);
   }
 }
 
@@ -188,11 +205,18 @@ class Format {
   }
 
   /** Of what has just been read, whose lines depend on `shape`. */
-  async text(shape: string): Promise<string> {
+  text(shape: string): string | Promise<string> {
     const numbers: number[] = [];
     for (const family of this.#families) family.put(numbers);
+    if (shape === this.#shape) return this.#with(numbers);
     // Every family is asked for its lines before the first await in metrics(): they are those of now.
-    if (shape !== this.#shape) this.#take(shape, await this.#registry.metrics());
+    return this.#registry.metrics().then((text) => {
+      this.#take(shape, text);
+      return this.#with(numbers);
+    });
+  }
+
+  #with(numbers: readonly number[]): string {
     const page = this.#page;
     if (page.length !== 2 * numbers.length + 1) throw new Error(`${numbers.length} numbers for ${(page.length - 1) / 2} lines`);
     // Most are what they were: zeros, limits, the buckets that nothing falls into.

@@ -22,7 +22,7 @@ import { type Backlog, ProxyMetrics, type ProxyNumbers } from "./proxy-metrics.t
 import { probe } from "../probe.ts";
 import { Readiness, type UpstreamView } from "./readiness.ts";
 import type { RequestIds } from "../log/request-ids.ts";
-import { openFds, ThreadTimes } from "../resources.ts";
+import { ProcessUse, ThreadTimes } from "../resources.ts";
 import { SocksMetrics } from "./socks-metrics.ts";
 import { Status } from "./status.ts";
 import { Survey } from "./survey.ts";
@@ -72,6 +72,7 @@ export class Observatory {
   readonly #admin: Admin;
   readonly #traces: Traces;
   readonly #threads: ThreadTimes;
+  readonly #use = new ProcessUse();
   readonly #info: Memory;
   /** Where metrics are served, as was asked for last. */
   #metricsAt: readonly HttpAddress[] = [];
@@ -88,16 +89,20 @@ export class Observatory {
       health: (address: string) => egress.health(address),
       names: () => egress.names.stats,
     };
+    // Main is not preempted within its slice, and a scrape's millisecond is less: whose CPU it has, would wait for all of it.
+    const makeWay = (): void => void sys.sched_yield();
     this.#tunnels = new Tunnels({
       ids,
       workers: () => fleet.workers,
       upstreams: () => fleet.upstreams.names(),
       exits: () => fleet.exits.names(),
       mode: () => observed.config().mode,
+      makeWay,
     });
     const upstreamNames = (): ReadonlyMap<number, string> => fleet.upstreams.names();
     this.#status = new Status({
       ...counted,
+      makeWay,
       numbers: () => this.#numbers(),
       survey: new Survey({
         tunnels: this.#tunnels, ids, upstreamNames,
@@ -123,9 +128,9 @@ export class Observatory {
     const page = new MetricsPage([
       new SocksMetrics({ socks: () => fleet.socks, ...counted }),
       new ProxyMetrics(() => this.#numbers()),
-    ]);
+    ], makeWay);
     this.#metrics = new HttpServers({
-      purpose: "metrics", log, passed, methods: "GET, HEAD",
+      purpose: "metrics", log, passed, methods: ["GET", "HEAD"],
       answer: (request, response) => page.answer(request, response),
     });
     this.#traces = new Traces({
@@ -212,6 +217,7 @@ export class Observatory {
     const { fleet, upstreams, nofile, tunnelsMax, version } = this.#observed;
     const workers = fleet.workers;
     const drained = upstreams.drained;
+    const use = this.#use.at(performance.now());
     return {
       counters: fleet.counters,
       meters: fleet.meters,
@@ -223,7 +229,8 @@ export class Observatory {
         ...counts, drained: drained.has(counts.address), healthy: !this.#status.isFailing(counts.address),
       })),
       backlogs: this.#backlogs(),
-      fds: { open: openFds(), limit: nofile },
+      fds: { open: use.fds, limit: nofile },
+      residentBytes: use.residentBytes,
       ready: this.#readiness.problems.length === 0,
       version,
     };

@@ -37,6 +37,7 @@ export interface ProxyNumbers {
   readonly upstreams: readonly UpstreamState[];
   readonly backlogs: readonly Backlog[];
   readonly fds: { readonly open: number; readonly limit: number };
+  readonly residentBytes: number;
   readonly ready: boolean;
   readonly version: string;
 }
@@ -52,8 +53,14 @@ export class ProxyMetrics implements MetricsPart {
   read(): string {
     const now = this.#numbers();
     this.#now = now;
-    const workers = now.workers.map(({ number }, index) => `${number}${now.cpuSeconds[index] === null ? "-" : ""}`);
-    return [workers, now.upstreams.map(({ address }) => address), now.backlogs.map(({ address }) => address)].join(" ");
+    let shape = "";
+    now.workers.forEach(({ number }, index) => {
+      shape += now.cpuSeconds[index] === null ? ` ${number}-` : ` ${number}`;
+    });
+    for (const { address } of now.upstreams) shape += ` ${address}`;
+    shape += " and";
+    for (const { address } of now.backlogs) shape += ` ${address}`;
+    return shape;
   }
 
   families(boundText: (bound: number) => string): Family[] {
@@ -175,7 +182,7 @@ function processFamilies(now: Numbers): Family[] {
       const { user, system } = process.cpuUsage();
       return (user + system) / 1e6;
     }),
-    new One("gauge", "process_resident_memory_bytes", "Resident memory of the process.", () => process.memoryUsage.rss()),
+    new One("gauge", "process_resident_memory_bytes", "Resident memory of the process.", () => now().residentBytes),
     new One("gauge", "process_start_time_seconds", "When the process began, since the epoch.", () => startSeconds),
     new One("gauge", "process_open_fds", "File descriptors that are open.", () => now().fds.open),
     new One("gauge", "process_max_fds", "File descriptors that may be.", () => now().fds.limit),
@@ -183,6 +190,8 @@ function processFamilies(now: Numbers): Family[] {
 }
 
 interface Scale {
+  /** Where the meter's buckets begin. */
+  readonly at: number;
   readonly bounds: readonly number[];
   /** Where each of a scrape's buckets ends among the meter's. */
   readonly ends: readonly number[];
@@ -193,10 +202,11 @@ const range = (first: number, last: number, step: number): number[] =>
   Array.from({ length: Math.floor((last - first) / step) + 1 }, (_, i) => first + i * step);
 
 /** In few buckets, for each is a time series: their ends as powers of two of the meter's unit. */
-function scale(powers: readonly number[], unit: number): Scale {
+function scale(meter: Meter, powers: readonly number[], unit: number): Scale {
   // What is counted are whole numbers: below 2^n is up to 2^n - 1, of which only bytes take notice.
   const bounds = powers.map((power) => (unit === 1 ? 2 ** power - 1 : 2 ** power * unit));
   return {
+    at: meterAt(meter),
     bounds: bounds.map((bound) => Number(bound.toPrecision(12))),
     ends: [...powers.map((power) => bucketOf(2 ** power)), BUCKETS],
     unit,
@@ -204,21 +214,20 @@ function scale(powers: readonly number[], unit: number): Scale {
 }
 
 /** 64 µs to 33 s. */
-const LATENCY = scale(range(6, 25, 1), 1e-6);
+const latency = (meter: Meter): Scale => scale(meter, range(6, 25, 1), 1e-6);
 const SCALES: Readonly<Record<Meter, Scale>> = {
-  dial: LATENCY,
-  handshake: LATENCY,
-  firstByte: LATENCY,
+  dial: latency("dial"),
+  handshake: latency("handshake"),
+  firstByte: latency("firstByte"),
   /** 16 ms to 4.6 h. */
-  duration: scale(range(4, 24, 2), 1e-3),
+  duration: scale("duration", range(4, 24, 2), 1e-3),
   /** 16 µs to 1 s. */
-  turn: scale(range(4, 20, 2), 1e-6),
-  splice: scale(range(12, 24, 2), 1),
+  turn: scale("turn", range(4, 20, 2), 1e-6),
+  splice: scale("splice", range(12, 24, 2), 1),
 };
 
 function totalsOf(meters: Float64Array, meter: Meter): HistogramTotals {
-  const { bounds, ends, unit } = SCALES[meter];
-  const at = meterAt(meter);
+  const { at, bounds, ends, unit } = SCALES[meter];
   const counts = new Float64Array(ends.length);
   let bucket = 0;
   for (let i = 0; i < ends.length; i++) {

@@ -47,29 +47,32 @@ export class Readiness {
 
   /** Why it is of no use to send connections here, as far as that is known. */
   get problems(): string[] {
-    const { upstreams, isFailing } = this.#sources;
-    const failing = upstreams()
-      .filter(({ addresses }) => addresses.length > 0 && addresses.every((address) => isFailing(address.text)))
-      .map(({ text }) => `${text}: most dials of the last minute failed`);
-    return [...this.#ownProblems(), ...failing];
+    const { isFailing } = this.#sources;
+    const upstreams = this.#sources.upstreams();
+    const problems = this.#ownProblems(upstreams);
+    for (const { text, addresses } of upstreams) {
+      if (addresses.length > 0 && addresses.every((address) => isFailing(address.text))) problems.push(`${text}: most dials of the last minute failed`);
+    }
+    return problems;
   }
 
   /** The same, where the upstream is asked if need be. */
   async check(): Promise<string[]> {
-    const asked = await Promise.all(this.#sources.upstreams().map(async (upstream) => {
+    const upstreams = this.#sources.upstreams();
+    const asked = await Promise.all(upstreams.map(async (upstream) => {
       const { text, addresses } = upstream;
       if (addresses.length === 0 || addresses.some((address) => this.#sources.isAnswering(address.text))) return null;
       const why = await this.#ask(upstream);
       return why === null ? null : `${text} does not answer: ${why}`;
     }));
-    return [...this.#ownProblems(), ...asked.filter((why) => why !== null)];
+    return [...this.#ownProblems(upstreams), ...asked.filter((why) => why !== null)];
   }
 
-  #ownProblems(): string[] {
-    const { stopping, upstreams, noExit } = this.#sources;
+  #ownProblems(upstreams: readonly UpstreamView[]): string[] {
+    const { stopping, noExit } = this.#sources;
     const problems = this.ills;
     if (stopping()) problems.push("this process is stopping");
-    for (const { text, addresses } of upstreams()) {
+    for (const { text, addresses } of upstreams) {
       if (addresses.length === 0) problems.push(`${text}: its name has no address`);
     }
     if (noExit()) problems.push("none of outgoing.addresses can be used");

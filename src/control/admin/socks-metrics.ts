@@ -51,20 +51,31 @@ export class SocksMetrics implements MetricsPart {
   read(): string {
     const { socks, addresses, health, denied, names } = this.#sources;
     const totals = socks();
+    const requests: Request[] = [];
+    const reads: AddressRead[] = [];
+    let shape = "";
+    for (const one of REQUESTS) {
+      if (!one.usual && totals.requests(one.version, one.status) === 0) continue;
+      requests.push(one);
+      shape += one.key;
+    }
+    for (const one of ADDRESS_READS) {
+      if (one.type === null && totals.address(null, one.ok) === 0) continue;
+      reads.push(one);
+      shape += one.key;
+    }
     const now: Numbers = {
       socks: totals,
-      requests: REQUESTS.filter(({ usual, version, status }) => usual || totals.requests(version, status) > 0),
-      reads: ADDRESS_READS.filter(({ type, ok }) => type !== null || totals.address(type, ok) > 0),
+      requests,
+      reads,
       addresses: addresses().map((counts) => ({ ...counts, ...(health(counts.address) ?? GONE) })),
       denied: denied(),
       names: names(),
     };
     this.#numbers = now;
-    return [
-      now.requests.map(({ version, status }) => `${version}/${status}`),
-      now.reads.map(({ type, ok }) => `${type}/${ok}`),
-      now.addresses.map(({ address }) => address), JSON.stringify(now.denied.map(({ rule }) => rule)),
-    ].join(" ");
+    for (const { address } of now.addresses) shape += ` ${address}`;
+    for (const { rule } of now.denied) shape += ` ${JSON.stringify(rule)}`;
+    return shape;
   }
 
   families(boundText: (bound: number) => string): Family[] {
@@ -90,6 +101,7 @@ const USUAL: Readonly<Record<SocksVersion, readonly number[]>> = {
 };
 
 interface Request {
+  readonly key: string;
   readonly version: SocksVersion;
   readonly status: number;
   readonly usual: boolean;
@@ -98,13 +110,14 @@ interface Request {
 
 const REQUESTS: readonly Request[] = VERSIONS.flatMap(([version, name]) =>
   STATUS_NAMES.map((status) => ({
-    version, status: STATUS[status], usual: USUAL[version].includes(STATUS[status]), labels: { version: name, status },
+    key: `${version}/${STATUS[status]} `, version, status: STATUS[status], usual: USUAL[version].includes(STATUS[status]), labels: { version: name, status },
   })),
 );
 
 const RESULTS: readonly (readonly [boolean, string])[] = [[true, "ok"], [false, "failed"]];
 
 interface AddressRead {
+  readonly key: string;
   readonly type: AddressType;
   readonly ok: boolean;
   readonly labels: Labels;
@@ -114,7 +127,7 @@ const TYPES: readonly (readonly [AddressType, string])[] = [
   ["ipv4", "IPv4"], ["ipv6", "IPv6"], ["name", "Domain_name"], [null, "unknown"],
 ];
 const ADDRESS_READS: readonly AddressRead[] = TYPES.flatMap(([type, name]) =>
-  RESULTS.map(([ok, result]) => ({ type, ok, labels: { type: name, result } })),
+  RESULTS.map(([ok, result]) => ({ key: `${type}/${ok} `, type, ok, labels: { type: name, result } })),
 );
 
 const METHODS: readonly (readonly [AuthMethod, string])[] = [["noauth", "no_auth"], ["password", "basic"]];

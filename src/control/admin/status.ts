@@ -34,6 +34,8 @@ export interface StatusSources {
   readonly problems: () => readonly string[];
   /** In ms since this process began. */
   readonly now: () => number;
+  /** Whoever waits for this CPU goes first. */
+  readonly makeWay: () => void;
 }
 
 const HISTORY_SECONDS = 300;
@@ -91,6 +93,7 @@ export class Status {
   /** To be called once a second. */
   tick(): void {
     const now = momentOf(this.#sources);
+    this.#sources.makeWay();
     this.#before = this.#now;
     this.#now = now;
     this.#seconds.push(secondOf(now));
@@ -112,12 +115,18 @@ export class Status {
   async #survey(): Promise<void> {
     await this.#sources.survey.take();
     this.#text = null;
+    this.#sources.makeWay();
   }
 
   /** The same for everybody, until the next tick. */
   get text(): string {
     if (this.#now === null) this.tick();
-    this.#text ??= JSON.stringify(this.#snapshot());
+    if (this.#text === null) {
+      const snapshot = this.#snapshot();
+      this.#sources.makeWay();
+      this.#text = JSON.stringify(snapshot);
+      this.#sources.makeWay();
+    }
     return this.#text;
   }
 
