@@ -13,7 +13,7 @@ import {
   type Role, type Subject, type SubjectName, type SubjectOptions,
 } from "./subjects.ts";
 import { median } from "./middle.ts";
-import { Watchers } from "./watchers.ts";
+import { Floor, type Seen, Watchers } from "./watchers.ts";
 
 export type Numbers = Readonly<Record<string, number>>;
 
@@ -25,13 +25,15 @@ export interface Scale {
   readonly heapMessages: number;
   /** Connections that are to fail, of each kind. */
   readonly failures: number;
+  /** Of each kind, watched and not, in one repetition. */
+  readonly watchedRounds: number;
 }
 
 export const FULL: Scale = {
-  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000,
+  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000, watchedRounds: 24,
 };
 export const QUICK: Scale = {
-  seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000, failures: 200,
+  seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000, failures: 200, watchedRounds: 2,
 };
 
 interface Described {
@@ -40,6 +42,8 @@ interface Described {
   readonly subjects: (name: SubjectName) => boolean;
   /** Milliseconds that the upstream delays each of its handshake replies. */
   readonly upstreamMs?: number;
+  /** The numbers of each subject are of several kinds, a row for each: what its keys begin with, and a heading. */
+  readonly parts?: readonly (readonly [key: string, heading: string])[];
   /** Numbers to show, in this order: key, heading, digits after the point. */
   readonly columns: readonly (readonly [key: string, heading: string, digits: number])[];
 }
@@ -134,6 +138,7 @@ export const MEASURES = {
   },
   watched: {
     title: "9,000 idle tunnels and traffic, watched by 10 scrapes a second and 3 open pages: against the same unwatched",
+    parts: [["null", "nobody looks"], ["floor", "watchers of answer.c"], ["watched", "watched"]],
     kind: "alone",
     oneIn: 1,
     subjects: (name) => name === "transplice+admin",
@@ -374,50 +379,87 @@ async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): P
   });
 }
 
-const WATCHED_ROUNDS = 4;
+/**
+ * There are many short rounds of each kind, in turn: what drifts, drifts for all; and on two cores the p99 of a
+ * round is one or its double, by where the scheduler has put three busy threads in it.
+ */
+const ROUND_SECONDS = 0.3;
+/** Rates vary less than p99: rounds of short connections are one in so many. */
+const SHORTS_IN = 2;
+/** Before anything is measured, so often a second: who is watched for hours is compiled. */
+const WARM_SCRAPES = 300;
+
+/** Whom the watchers look at in a round. */
+const LOOKS = ["nobody", "null", "floor", "watched"] as const;
+type Look = (typeof LOOKS)[number];
 
 interface Round {
   readonly perSecond: number;
   readonly p99: number;
   readonly workerNs: number;
+  readonly mainCpu: number;
+  readonly scrapes: number;
+  readonly events: number;
 }
 
-/** Ratios of watched to unwatched, of rounds that follow each other; medians. */
+/**
+ * Ratios of medians to rounds that nobody looks at, of a fresh process: of others such ("null": what a ratio is
+ * when nothing has been done), of those beside which the watchers are answered by answer.c, and of those
+ * in which they look at the process itself. What goes on for some seconds after somebody has looked (the
+ * survey of open connections, half a millisecond of main's a second) is in the rounds of all.
+ */
 async function watched(name: SubjectName, scale: Scale, options: SubjectOptions): Promise<Numbers> {
   return withFresh(name, options, async (fresh) => {
     const idlers = await Load.ready(fresh, "idle", ["-c", `${scale.idle[1]}`]);
-    const round = async (role: string): Promise<Round> => {
-      const one = await Load.ready(fresh, role, ["-c", "64", "-t", `${2 * scale.seconds}`]);
-      const before = readWorkerCpu(fresh.pid);
+    const floor = await Floor.begin(adminPortOf(name));
+    const round = async (role: string, look: Look, scrapes?: number): Promise<Round> => {
+      const port = look === "watched" ? adminPortOf(name) : look === "floor" ? floor.port : null;
+      const watchers = port === null ? null : await Watchers.begin(port, scrapes);
+      const one = await Load.ready(fresh, role, ["-c", "64", "-t", `${ROUND_SECONDS * scale.seconds}`]);
+      const before = await watchers?.seen();
+      const [cpu, worker, begin] = [readCpu(fresh.pid), readWorkerCpu(fresh.pid), performance.now()];
       const { perSecond, p99, done } = await one.run();
-      const workerNs = (readWorkerCpu(fresh.pid) - before) / done;
-      await one.end();
-      return { perSecond, p99, workerNs };
-    };
-    const pair = async (): Promise<[trips: Round, shorts: Round]> => [await round("pp"), await round("rr")];
-    await pair();
-    const ratios: Numbers[] = [];
-    for (let i = 0; i < WATCHED_ROUNDS; i++) {
-      const alone = i % 2 === 0 ? await pair() : null;
-      const watchers = await Watchers.begin(adminPortOf(name));
-      const [before, begin] = [await watchers.seen(), performance.now()];
-      const [cpu, workerCpu] = [readCpu(fresh.pid), readWorkerCpu(fresh.pid)];
-      const [trips, shorts] = await pair();
-      const mainNs = cpuBetween(cpu, readCpu(fresh.pid)) - (readWorkerCpu(fresh.pid) - workerCpu);
       const seconds = (performance.now() - begin) / 1000;
-      const after = await watchers.seen();
-      const seen = { scrapes: (after.scrapes - before.scrapes) / seconds, events: (after.events - before.events) / seconds };
-      await watchers.end();
-      const [tripsAlone, shortsAlone] = alone ?? (await pair());
-      ratios.push({
-        ...seen, mainCpu: mainNs / 1e9 / seconds, tunnels: idlers.standing,
-        trips: trips.perSecond / tripsAlone.perSecond, tripsP99: trips.p99 / tripsAlone.p99, tripCpu: trips.workerNs / tripsAlone.workerNs,
-        shorts: shorts.perSecond / shortsAlone.perSecond, shortCpu: shorts.workerNs / shortsAlone.workerNs,
-      });
+      const workerNs = readWorkerCpu(fresh.pid) - worker;
+      const allNs = cpuBetween(cpu, readCpu(fresh.pid));
+      const after = await watchers?.seen();
+      await Promise.all([one.end(), watchers?.end()]);
+      const seen = (key: keyof Seen): number => (after === undefined ? NaN : (after[key] - before![key]) / seconds);
+      return {
+        perSecond, p99, workerNs: workerNs / done, mainCpu: (allNs - workerNs) / 1e9 / seconds,
+        scrapes: seen("scrapes"), events: seen("events"),
+      };
+    };
+    for (let i = 0; i < scale.watchedRounds / 3; i++) await round(i % 2 === 0 ? "pp" : "rr", "watched", WARM_SCRAPES);
+    const rounds: Record<"trips" | "shorts", Record<Look, Round>[]> = { trips: [], shorts: [] };
+    for (let i = 0; i < scale.watchedRounds; i++) {
+      for (const [kind, role] of [["trips", "pp"], ["shorts", "rr"]] as const) {
+        if (kind === "shorts" && i % SHORTS_IN !== 0) continue;
+        const found: Partial<Record<Look, Round>> = {};
+        for (const look of inTurn(rounds[kind].length)) found[look] = await round(role, look);
+        rounds[kind].push(found as Record<Look, Round>);
+      }
     }
+    floor.end();
     await idlers.end();
-    return Object.fromEntries(Object.keys(ratios[0]!).map((key) => [key, median(ratios.map((each) => each[key]!))]));
+    const of = (kind: keyof typeof rounds, look: Look, key: keyof Round): number => median(rounds[kind].map((each) => each[look][key]));
+    /** Of what happens once a second, which is in some rounds and not in others. */
+    const mean = (kind: keyof typeof rounds, look: Look, key: keyof Round): number =>
+      rounds[kind].reduce((sum, each) => sum + each[look][key], 0) / rounds[kind].length;
+    const ratioOf = (kind: keyof typeof rounds, look: Look, key: keyof Round): number => of(kind, look, key) / of(kind, "nobody", key);
+    return Object.fromEntries(LOOKS.slice(1).flatMap((look) => Object.entries({
+      tunnels: idlers.standing,
+      trips: ratioOf("trips", look, "perSecond"), tripsP99: ratioOf("trips", look, "p99"), tripCpu: ratioOf("trips", look, "workerNs"),
+      shorts: ratioOf("shorts", look, "perSecond"), shortCpu: ratioOf("shorts", look, "workerNs"),
+      scrapes: mean("trips", look, "scrapes"), events: mean("trips", look, "events"), mainCpu: mean("trips", look, "mainCpu"),
+    }).map(([key, value]) => [`${look}.${key}`, value])));
   });
+}
+
+/** All of LOOKS: each has each place as often as the others, and comes behind another as often as before him. */
+function inTurn(n: number): readonly Look[] {
+  const turns = LOOKS.map((_, at) => LOOKS[(at + n) % LOOKS.length]!);
+  return n % (2 * LOOKS.length) < LOOKS.length ? turns : turns.toReversed();
 }
 
 /** Once for the memory, and once more with V8's own account of its collections. */

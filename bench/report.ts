@@ -21,8 +21,12 @@ interface Ratio {
 /** Of the same number in the same repetition. Null if one of them was not measured. */
 function ratio(a: Numbers[] | undefined, b: Numbers[] | undefined, key: string): Ratio | null {
   if (a === undefined || b === undefined) return null;
-  const ratios = a.map((numbers, rep) => (numbers[key] ?? NaN) / (b[rep]?.[key] ?? NaN))
-    .filter((one) => Number.isFinite(one));
+  return spreadOf(a.map((numbers, rep) => (numbers[key] ?? NaN) / (b[rep]?.[key] ?? NaN)));
+}
+
+/** Null if none is a number. */
+function spreadOf(all: readonly number[]): Ratio | null {
+  const ratios = all.filter((one) => Number.isFinite(one));
   if (ratios.length === 0) return null;
   return { median: median(ratios), least: Math.min(...ratios), most: Math.max(...ratios) };
 }
@@ -42,9 +46,11 @@ function cells(measure: Measure, rows: Map<SubjectName, Numbers[]>): Cells[] {
   const head = ["", ...measure.columns.map(([, heading]) => heading)];
   const limit = rows.get("limit");
   const ours = rows.get("transplice-egress") ?? rows.get("transplice-chain");
-  const body = [...rows].map(([subject, reps]) => [
-    subject,
-    ...measure.columns.map(([key, , digits]) => {
+  const kinds = measure.parts?.map(([part, heading]) => [`${part}.`, `, ${heading}`] as const) ?? [["", ""]];
+  const body = [...rows].flatMap(([subject, reps]) => kinds.map(([part, heading]) => [
+    `${subject}${heading}`,
+    ...measure.columns.map(([name, , digits]) => {
+      const key = `${part}${name}`;
       const value = fixed(median(reps.map((numbers) => numbers[key] ?? NaN)), digits);
       const to = reps === limit || reps === ours ? null
         : ours === undefined ? ratio(reps, limit, key) : ratio(ours, reps, key);
@@ -52,7 +58,7 @@ function cells(measure: Measure, rows: Map<SubjectName, Numbers[]>): Cells[] {
       const spread = reps.length > 1 ? ` ${to.least.toFixed(2)}-${to.most.toFixed(2)}` : "";
       return `${value} (${to.median.toFixed(2)}x${spread})`;
     }),
-  ]);
+  ]));
   return [head, ...body];
 }
 
@@ -179,15 +185,17 @@ function truthful(into: Target[], of: (measure: MeasureName, subject: SubjectNam
   }
 }
 
-/** To be looked at costs the data plane nothing that could be measured. */
+/** To be looked at costs the data plane nothing that could be told from no change at all. */
 function watched(into: Target[], reps: Numbers[] | undefined): void {
   const compared = (key: string, relation: Relation, bound: number, what: string): void => {
-    const values = (reps ?? []).map((numbers) => numbers[key] ?? NaN).filter((value) => !Number.isNaN(value));
-    const found = { median: median(values), least: Math.min(...values), most: Math.max(...values) };
+    const of = (part: string): Ratio | null => spreadOf((reps ?? []).map((numbers) => numbers[`${part}.${key}`] ?? NaN));
+    const [found, floor, nothing] = [of("watched"), of("floor"), of("null")];
+    const isHeld = (it: Ratio): boolean => holds(it.median, relation, bound);
     into.push({
       what: `watched by 10 scrapes a second and 3 pages, with 9,000 tunnels: ${what} against unwatched ${relation} ${bound.toFixed(2)}`,
-      found: values.length === 0 ? "not measured" : withSpread(found),
-      met: values.length === 0 ? null : holds(found.median, relation, bound),
+      found: found === null ? "not measured" : `${withSpread(found)}; unwatched against itself ${withSpread(nothing!)}`,
+      limit: floor && withSpread(floor),
+      met: found === null ? null : isHeld(found) || (isHeld(floor!) ? false : "by none"),
     });
   };
   compared("trips", ">=", 0.97, "round trips per second");
@@ -257,7 +265,10 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
       "the same run (of a chain: two limits, one behind the other). What it misses, too, is out of " +
       "reach for whoever moves bytes by splice(2): transocks and usocksd, built by a Go of today, " +
       "do so as well, through pipes of 1 MiB (maxSpliceSize in Go's internal/poll). Of truthful: what " +
-      "the limit has against itself when it lets every SYN go by a queue, without having looked at it.",
+      "the limit has against itself when it lets every SYN go by a queue, without having looked at it. Of being " +
+      "watched: what the same watchers cost a relay that they do not look at, while `bench/answer.c` answers them " +
+      "the same bytes out of memory on the same cores. \"Unwatched against itself\" is the same ratio where nobody " +
+      "looked in either round: what lies within its spread is not to be told from nothing.",
     "",
     ...machine(run).map(([key, value]) => `- ${key}: ${value}`),
     "",

@@ -62,7 +62,7 @@ const { values: flags } = parseArgs({
 
 function build(): void {
   mkdirSync(BIN, { recursive: true });
-  for (const program of ["limit", "load", "watch"]) {
+  for (const program of ["limit", "load", "watch", "answer"]) {
     const [source, binary] = [`${ROOT}bench/${program}.c`, `${BIN}${program}`];
     if (existsSync(binary) && statSync(binary).mtimeMs > statSync(source).mtimeMs) continue;
     const gcc = spawnSync("gcc", ["-O2", "-Wall", "-o", binary, source], { stdio: "inherit" });
