@@ -98,6 +98,7 @@ export const TCP_FIN_WAIT1 = 4;
 export const TCP_FIN_WAIT2 = 5;
 export const TCP_NODELAY = 1;
 export const TCP_INFO = 11;
+export const TCP_QUICKACK = 12;
 export const TCP_KEEPIDLE = 4;
 export const TCP_KEEPINTVL = 5;
 export const TCP_KEEPCNT = 6;

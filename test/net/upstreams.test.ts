@@ -64,6 +64,12 @@ async function start(
   await listening(program, stage.net.relay, address, PORT);
 }
 
+/** Acknowledgements that waited for something to travel with, in vain. */
+function delayedAcks(host: Host): number {
+  const [, count] = /^TcpExtDelayedACKs +(\d+)/m.exec(host.run("nstat", ["-asz", "TcpExtDelayedACKs"]))!;
+  return Number(count);
+}
+
 for (const proxy of PROXIES) {
   const account = ACCOUNTS.get(proxy)!;
   const name = `${proxy.program} (${proxy.scheme})`;
@@ -81,6 +87,21 @@ for (const proxy of PROXIES) {
     }
     const refused = await curl(stage.net.relay, `http://${text(SERVER[4], 81)}/`);
     assertReset(refused);
+  });
+
+  // Its kernel may keep what a server says first until our kernel has acknowledged the answer before it.
+  scenario(`${name}: no acknowledgement is put off when the server speaks first`, async (stage) => {
+    const GREETING = "220 ready\r\n";
+    stage.listen(stage.net.internet, SERVER[4], 25, (peer) => peer.write(GREETING));
+    await start(stage, proxy, null);
+    stage.intercept({ mode: "redirect", from: "routed", port: 1081 });
+    await stage.relay({ listen: ":1081", proxy_url: `${proxy.scheme}://${PROXY[4]}:${PORT}` });
+    const before = delayedAcks(stage.net.relay);
+    for (let i = 0; i < 5; i++) {
+      const peer = await connect(stage.net.lan, SERVER[4], 25);
+      assert.equal(String(await peer.read(GREETING.length)), GREETING);
+    }
+    assert.equal(delayedAcks(stage.net.relay), before);
   });
 
   scenario(`${name} is reached by IPv6`, async (stage) => {
