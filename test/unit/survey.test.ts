@@ -70,12 +70,14 @@ class World {
   workers: readonly Rows[];
   readonly #survey: Survey;
   #ms = 0;
+  /** How often others could have had the CPU. */
+  ways = 0;
 
   constructor(...workers: Rows[]) {
     this.workers = workers;
     const ids = { text: (incarnation: number, worker: number, id: number) => `${incarnation}.${worker}.${id}` } as never;
     const tunnels = new Tunnels({
-      ids, workers: () => this.workers.map(({ view }) => view), upstreams: () => new Map(), exits: () => new Map(), mode: () => "redirect", makeWay: () => {},
+      ids, workers: () => this.workers.map(({ view }) => view), upstreams: () => new Map(), exits: () => new Map(), mode: () => "redirect", makeWay: () => this.ways++,
     });
     this.#survey = new Survey({ tunnels, ids, upstreamNames: () => new Map([[3, "203.0.113.1:1080"]]), now: () => ORIGIN + this.#ms });
   }
@@ -248,4 +250,5 @@ test("among thousands the ten slowest are found, and a look of others meanwhile 
   const [{ slowest, destinations }] = await Promise.all([world.at(10_000), world.at(10_000)]);
   assert.deepEqual(slowest.map(({ waited_seconds }) => waited_seconds), Array.from({ length: 10 }, (_, i) => (20_999 - i) / 1e6));
   assert.deepEqual(destinations.map(({ tunnels }) => tunnels), [20_000]);
+  assert.ok(world.ways >= 8, `${world.ways}`);
 });
