@@ -385,9 +385,9 @@ async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): P
  */
 const ROUND_SECONDS = 0.3;
 /** Rates vary less than p99: rounds of short connections are one in so many. */
-const SHORTS_IN = 2;
+const SHORTS_IN = 3;
 /** Before anything is measured, so often a second: who is watched for hours is compiled. */
-const WARM_SCRAPES = 300;
+const WARM_SCRAPES = 1000;
 
 /** Whom the watchers look at in a round. */
 const LOOKS = ["nobody", "null", "floor", "watched"] as const;
@@ -430,7 +430,7 @@ async function watched(name: SubjectName, scale: Scale, options: SubjectOptions)
         scrapes: seen("scrapes"), events: seen("events"),
       };
     };
-    for (let i = 0; i < scale.watchedRounds / 3; i++) await round(i % 2 === 0 ? "pp" : "rr", "watched", WARM_SCRAPES);
+    for (let i = 0; i < scale.watchedRounds / 2; i++) await round(i % 2 === 0 ? "pp" : "rr", "watched", WARM_SCRAPES);
     const rounds: Record<"trips" | "shorts", Record<Look, Round>[]> = { trips: [], shorts: [] };
     for (let i = 0; i < scale.watchedRounds; i++) {
       for (const [kind, role] of [["trips", "pp"], ["shorts", "rr"]] as const) {
