@@ -7,7 +7,7 @@ import { type Destination, Survey } from "../../src/control/admin/survey.ts";
 import { Tunnels } from "../../src/control/admin/tunnels.ts";
 import { CLOCK_ORIGIN, countersBytes, countersRow, ROWS_USED } from "../../src/engine/counters.ts";
 import {
-  CLIENT, DESTINATION, DIAL, DIALLED_US, DOWN, FIRST_BYTE_US, FRONT, OVER, RELAY, ROW_BYTES, rowsBytes, SHAKEN_US, Table,
+  clearTable, CLIENT, DESTINATION, DIAL, DIALLED_US, DOWN, FIRST_BYTE_US, FRONT, OVER, RELAY, ROW_BYTES, rowsBytes, SHAKEN_US, Table,
   TableReader, textsBytes, UP, UPSTREAM, UPSTREAM_SLOT,
 } from "../../src/engine/table.ts";
 
@@ -17,12 +17,14 @@ const ORIGIN = 1_700_000_000_000;
 
 /** One worker's table, and what it writes there. Times are on its clock. */
 class Rows {
-  readonly view: WorkerView;
+  view: WorkerView;
+  readonly #shared: SharedArrayBuffer;
   readonly #table: Table;
   #ids = 0;
 
   constructor(number: number, rows = ROWS) {
     const [shared, texts] = [new SharedArrayBuffer(rowsBytes(rows)), new SharedArrayBuffer(textsBytes(rows))];
+    this.#shared = shared;
     this.#table = new Table(linux(), shared, texts);
     const counters = countersRow(new SharedArrayBuffer(countersBytes(1)), 0);
     counters[ROWS_USED] = rows;
@@ -31,6 +33,13 @@ class Rows {
       number, incarnation: 1, state: "running", full: false, counters, meters: new Float64Array(0),
       table: new TableReader(shared, texts), limits: { tunnels: rows } as never,
     };
+  }
+
+  /** As main does with it. */
+  diesAndIsReplaced(): void {
+    clearTable(this.#shared);
+    this.#ids = 0;
+    this.view = { ...this.view, incarnation: this.view.incarnation + 1 };
   }
 
   /** Another connection from 192.0.2.ROW to 198.18.0.`to`, in the relay's phase; with a name by SOCKS. */
@@ -167,6 +176,18 @@ test("a table that takes another's place is not taken for it", async () => {
   world.workers = [new Rows(0)];
   world.workers[0]!.opens(0, 2, 1500);
   assert.deepEqual(await world.rates(2000), { "198.18.0.2:443": [1, 0] });
+});
+
+test("a worker that takes a dead one's place counts anew, in the same table", async () => {
+  const rows = new Rows(0);
+  const world = new World(rows);
+  rows.opens(0, 1, 0);
+  rows.moves(0, 0, 1_000_000);
+  await world.at(1000);
+  rows.diesAndIsReplaced();
+  rows.opens(0, 2, 1500);
+  rows.moves(0, 0, 3000);
+  assert.deepEqual(await world.rates(2000), { "198.18.0.2:443": [1, 3000] }, "whose first connection has the same number");
 });
 
 test("by name where a SOCKS client gave one, whatever the address", async () => {

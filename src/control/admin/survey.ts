@@ -109,6 +109,8 @@ type Groups = Map<number | string, Group>;
 
 /** What a worker's rows were when they were last looked at, by index. */
 interface Seen {
+  /** Another life has the same table, and numbers its tunnels anew. */
+  readonly incarnation: number;
   /** 0: none was seen. */
   readonly stamps: Int32Array;
   readonly ids: Float64Array;
@@ -189,14 +191,14 @@ class Look {
     }));
   }
 
-  #turnTo({ table, counters }: WorkerView): void {
+  #turnTo({ table, counters, incarnation }: WorkerView): void {
     this.#table = table;
     this.#originMs = counters[CLOCK_ORIGIN]!;
     let rows = this.#seen.get(table);
-    if (rows === undefined) {
+    if (rows?.incarnation !== incarnation) {
       const count = table.rows;
       rows = {
-        stamps: new Int32Array(count), ids: new Float64Array(count), bytes: new Float64Array(count),
+        incarnation, stamps: new Int32Array(count), ids: new Float64Array(count), bytes: new Float64Array(count),
         groups: new Array<Group | null>(count).fill(null),
       };
       this.#seen.set(table, rows);
