@@ -164,11 +164,6 @@ export class Peer {
   }
 }
 
-/**
- * Connects from a host to an address, and answers when connect() has. A connection that is reset in
- * the same moment has been one: its peer has ended by a reset. A refused one is an error. `from`
- * is an address of the host's, where it has several.
- */
 const clients = new Set<Socket>();
 
 /** Ends what connect() has begun and nobody has ended: it would keep this process for ever. */
@@ -176,6 +171,11 @@ export function abandonClients(): void {
   for (const socket of clients) socket.destroy();
 }
 
+/**
+ * Connects from a host to an address, and answers when connect() has. A connection that is reset in
+ * the same moment has been one: its peer has ended by a reset. A refused one is an error. `from`
+ * is an address of the host's, where it has several.
+ */
 export async function connect(
   host: Place,
   address: string,
