@@ -4,11 +4,11 @@
  * are other files to the doctor alone, by a mount of its own.
  */
 import { strict as assert } from "node:assert";
-import { mkdirSync, utimesSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import koffi from "koffi";
-import { text } from "./actors.ts";
+import { sleep, text } from "./actors.ts";
 import { DNS, Names } from "./names.ts";
-import { BLACK_HOLE, PROXY, RELAY } from "./network.ts";
+import { BLACK_HOLE, PROXY, RELAY, SERVER } from "./network.ts";
 import { MAIN, type Relay, type Settings, type StartOptions, toml } from "./relay.ts";
 import { haveIPv6, PRIVATE, shadow, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
@@ -54,7 +54,7 @@ interface Case {
   readonly start?: StartOptions;
   /** Without the program running, or without rules. */
   readonly without?: readonly ("program" | "rules" | "upstream")[];
-  readonly needs?: "ipv6" | "users";
+  readonly needs?: "ipv6" | "users" | "PAWSTimewait";
   /** Breaks something; or heals it again, where the name of the case says so. */
   readonly fault?: (ward: Ward) => void | Promise<void>;
 }
@@ -219,6 +219,19 @@ const CASES: readonly Case[] = [
     name: "a slow clock source", ids: ["clocksource"], says: /acpi_pm/,
     fault: ({ masks }) => void masks.set("/sys/devices/system/clocksource/clocksource0/current_clocksource", "acpi_pm\n"),
   },
+
+  // The last, for what the kernel has counted it does not forget.
+  {
+    name: "REDIRECT leads a connection into another's way", ids: ["timestamps"], says: /: [1-9]\d*; behind REDIRECT/, runs: /tcp_timestamps=2/, needs: "PAWSTimewait",
+    fault: collide,
+  },
+  {
+    name: "healthy, for the two have timestamps of one clock", ids: [],
+    fault: async (ward) => {
+      await collide(ward);
+      sysctl(ward, "net.ipv4.tcp_timestamps", "2", "1");
+    },
+  },
 ];
 
 /** Root, in the first user namespace, may have as many pipes as it likes. */
@@ -227,10 +240,31 @@ function asNobody(): Pick<Case, "start"> {
   return { start: { command: ["setpriv", `--reuid=${NOBODY}`, "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin"] } };
 }
 
+/**
+ * Programs of the relay host take one port after each other, to two destinations; connection tracking has
+ * forgotten the first by then, and gives the second no other port. Timestamps of one begin where a clock
+ * does, those of the other at random: the second's are older either now, or the other way round.
+ */
+async function collide(ward: Ward): Promise<void> {
+  const { net } = ward.stage;
+  sysctl(ward, "net.netfilter.nf_conntrack_tcp_timeout_time_wait", "1", "120");
+  for (const port of [80, 81]) ward.stage.listen(net.internet, SERVER[4], port, (peer) => void peer.finish());
+  for (const [at, settings] of [["1", "2"], ["2", "1"]].entries()) {
+    for (const [i, setting] of settings.entries()) {
+      if (i > 0) await sleep(1500);
+      sysctl(ward, "net.ipv4.tcp_timestamps", setting, "1");
+      const to = { host: SERVER[4], port: 80 + i, localPort: 45_000 + at };
+      const { status, output } = await net.relay.execute(process.execPath, "-e", `require("node:net").connect(${JSON.stringify(to)}).resume()`);
+      assert.equal(status, 0, output);
+    }
+  }
+  net.relay.sysctl("net.ipv4.tcp_timestamps", "1");
+}
+
 let fakes = 0;
 
 /** The doctor's word, in JSON, and its exit code. */
-async function examine(stage: Stage, file: string, masks: ReadonlyMap<string, string | null> = new Map(), as: readonly string[] = []): Promise<{ findings: Finding[]; code: number | null }> {
+async function examine(stage: Stage, file: string, masks: ReadonlyMap<string, string | null> = new Map(), as: readonly string[] = []): Promise<{ healthy: boolean; findings: Finding[]; code: number | null }> {
   let script = "set -e\n";
   for (const [path, content] of masks) {
     const fake = `${PRIVATE}/mask-${fakes++}`;
@@ -246,12 +280,13 @@ async function examine(stage: Stage, file: string, masks: ReadonlyMap<string, st
   const { status, output } = await stage.net.relay.execute("unshare", "--mount", "sh", "-c", `${script}exec "$@"`, "doctor", ...as, process.execPath, MAIN, "doctor", "--json", "-f", file);
   const at = output.indexOf("{");
   assert.notEqual(at, -1, output);
-  return { findings: (JSON.parse(output.slice(at)) as { findings: Finding[] }).findings, code: status };
+  return { ...(JSON.parse(output.slice(at)) as { healthy: boolean; findings: Finding[] }), code: status };
 }
 
 for (const { name, ids, says, runs, settings = {}, script = {}, start = {}, without = [], needs, fault } of CASES) {
   scenario(`doctor: ${name}`, async (stage) => {
     if (needs === "users" && unprivileged()) stage.skip("in a user namespace there is only one user");
+    if (needs === "PAWSTimewait" && !readFileSync("/proc/net/netstat", "utf8").includes(needs)) stage.skip("this kernel does not count it apart");
     if (needs === "ipv6" && !haveIPv6()) stage.skip("this kernel has no IPv6");
     const complete: Script = { protocol: "socks5", dials: true, ...script };
     const userinfo = complete.credentials === undefined ? "" : `${complete.credentials.username}:${complete.credentials.password}@`;
@@ -272,15 +307,16 @@ for (const { name, ids, says, runs, settings = {}, script = {}, start = {}, with
     const masks = new Map<string, string | null>();
     const change = (changed: Settings): void => writeFileSync(relay.file, toml(changed));
     await fault?.({ stage, relay, masks, change, settings: all });
-    const { findings, code } = await examine(stage, relay.file, masks);
+    const { healthy, findings, code } = await examine(stage, relay.file, masks);
     const others = ids.includes("configuration") ? [] : machine().filter((id) => !ids.includes(id));
     assert.deepEqual(findings.map(({ id }) => id).sort(), [...ids, ...others].sort(), JSON.stringify(findings, null, 1));
     for (const { id, text: words, run } of findings) assert.ok(words.length > 10 && run.length > 3 && !words.endsWith("."), id);
     const first = findings.find(({ id }) => id === ids[0]);
     if (says !== undefined) assert.match(first?.text ?? "", says);
     if (runs !== undefined) assert.match(first?.run ?? "", runs);
-    const broken = findings.some(({ level }) => level === "broken");
-    assert.equal(code, broken ? 1 : findings.length > 0 ? 3 : 0);
+    const worst = (level: string): boolean => findings.some((each) => each.level === level);
+    assert.equal(code, worst("broken") ? 1 : worst("risk") ? 3 : 0);
+    assert.equal(healthy, code === 0);
   });
 }
 

@@ -25,7 +25,7 @@ export async function doctor(sys: Syscalls, file: string, config: Config | null,
   const code = exitCode(findings);
   const looked = Object.keys(FINDINGS).length;
   const out = json
-    ? `${JSON.stringify({ healthy: findings.length === 0, findings }, null, 2)}\n`
+    ? `${JSON.stringify({ healthy: code === 0, findings }, null, 2)}\n`
     : report(findings, setup === null ? 1 : looked);
   return { out, wrong: "", code };
 }

@@ -8,7 +8,9 @@ export type Level =
   /** It works, and will not under load, or does what nobody wanted. */
   | "risk"
   /** This user may not look. */
-  | "unknown";
+  | "unknown"
+  /** Nothing is wrong, and it could be better. */
+  | "advice";
 
 export interface Finding {
   /** Of a closed list, for scripts; docs/seeing.md. */
@@ -50,6 +52,7 @@ export const FINDINGS = {
   "egress-address": "the addresses to leave by are on this host",
   "nofile": "the limit of open files carries max_connections",
   "somaxconn": "the accept queue may be long",
+  "timestamps": "REDIRECT leads no connections into each other's way",
   "port-range": "there are enough local ports",
   "conntrack-table": "connection tracking has room",
   "pipe-user-pages": "the kernel gives pipes of the wanted size",
@@ -62,13 +65,13 @@ export type FindingId = keyof typeof FINDINGS;
 
 export const finding = (level: Level, id: FindingId, text: string, run: string): Finding => ({ id, level, text, run });
 
-/** 0: nothing; 1: something is broken; 3: there are risks; 4: some things could not be looked at. */
+/** 0: nothing, or advice alone; 1: something is broken; 3: there are risks; 4: some things could not be looked at. */
 export function exitCode(findings: readonly Finding[]): number {
   const has = (level: Level): boolean => findings.some((each) => each.level === level);
   return has("broken") ? 1 : has("risk") ? 3 : has("unknown") ? 4 : 0;
 }
 
-const ORDER: readonly Level[] = ["broken", "risk", "unknown"];
+const ORDER: readonly Level[] = ["broken", "risk", "unknown", "advice"];
 
 /** The worst first, each once. */
 export const sorted = (findings: readonly Finding[]): Finding[] =>

@@ -33,6 +33,7 @@ export function examineLimits(sys: Syscalls, setup: Setup, program: Program | nu
   return [
     ...openFiles(sys, setup, program),
     ...backlog(),
+    ...timestamps(setup),
     ...ports(setup, upstream),
     ...tracking(setup),
     ...pipes(setup, program),
@@ -61,6 +62,24 @@ function backlog(): Finding[] {
   const most = sysctlNumber("net.core.somaxconn");
   if (most === -1 || most >= BACKLOG_MIN) return [];
   return [finding("risk", "somaxconn", `at most ${most} connections may wait to be accepted; more at once are refused or delayed`, "sysctl -w net.core.somaxconn=4096")];
+}
+
+/**
+ * The destination is no part of what a redirected connection is to the listener. So one with the source
+ * port of another, which is in TIME_WAIT there, is the same; connection tracking gives it another port, but
+ * may have forgotten the first by then. Where timestamps begin at random for each destination
+ * (tcp_timestamps=1), it is then taken for an old duplicate, or not (PAWS; RFC 7323, 5).
+ */
+function timestamps({ config: { upstream, mode } }: Setup): Finding[] {
+  if (upstream === null || mode !== "redirect" || sysctlNumber("net.ipv4.tcp_timestamps") !== 1) return [];
+  const [names = [], values = []] = (readText("/proc/net/netstat") ?? "").split("\n")
+    .filter((line) => line.startsWith("TcpExt:")).map((line) => line.split(" "));
+  // Older kernels do not count these apart (PAWSEstab).
+  const count = Number(values[names.indexOf("PAWSTimewait")] ?? 0);
+  if (count === 0) return [];
+  return [finding("advice", "timestamps",
+    `SYNs that were refused as old duplicates, and had to be sent again: ${count}; behind REDIRECT two connections from one port to two destinations look so`,
+    "sysctl -w net.ipv4.tcp_timestamps=2")];
 }
 
 function ports({ config }: Setup, upstream: readonly SocketAddress[]): Finding[] {
