@@ -21,7 +21,8 @@ export function raiseNofile(sys: Syscalls): number {
 /**
  * Main makes way for the workers, whose work does not wait: as SCHED_BATCH (sched(7)) it has the same
  * share of the CPUs, but preempts nobody when it wakes up, as it does for each scrape. It takes no
- * privilege. A policy that an operator has given to the process is left alone.
+ * privilege. A policy that an operator has given to the process is left alone; but for SCHED_BATCH, which
+ * workers take for main's, as it is in a process that an earlier version has started.
  */
 export function makeWay(sys: Syscalls): void {
   if (sys.sched_getscheduler() === SCHED_OTHER) sys.sched_setscheduler(SCHED_BATCH);
