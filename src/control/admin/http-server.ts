@@ -202,7 +202,7 @@ export class HttpServers {
     };
     const answered = this.#begin(request, response, from);
     // What has gone to the kernel already, as most answers to scrapes, has no need of a deadline.
-    if (answered === undefined && response.writableEnded && response.writableLength === 0) return;
+    if (answered === undefined && server.listening && response.writableEnded && response.writableLength === 0) return;
     if (!isStream) deadline = setTimeout(() => socket.destroy(), this.#requestMs);
     response.on("close", () => {
       if (deadline !== null) clearTimeout(deadline);
