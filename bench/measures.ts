@@ -30,7 +30,7 @@ export interface Scale {
 }
 
 export const FULL: Scale = {
-  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000, watchedRounds: 24,
+  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000, watchedRounds: 32,
 };
 export const QUICK: Scale = {
   seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000, failures: 200, watchedRounds: 2,
