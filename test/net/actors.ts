@@ -26,7 +26,11 @@ import type { Place } from "./sandbox.ts";
 /** How a direction ended: by FIN, by RST, or with another error's name. */
 export type End = "fin" | "reset" | (string & {});
 
-export const PATIENCE_MS = 10_000;
+/**
+ * So long is waited for what is to come, and then it is taken for what never comes. A machine may be slow
+ * and busy: nothing is asked of its speed. A deadline that must not be waited for is longer than this.
+ */
+export const PATIENCE_MS = 45_000;
 
 /** One end of a connection. */
 export class Peer {
@@ -137,7 +141,7 @@ export class Peer {
     return this.end!;
   }
 
-  async until(what: string, condition: () => boolean, withinMs: number): Promise<void> {
+  async until(what: string, condition: () => boolean, withinMs = PATIENCE_MS): Promise<void> {
     if (condition()) return;
     await new Promise<void>((resolve, reject) => {
       const look = (): void => {
@@ -304,6 +308,18 @@ export const text = (address: string, port: number): string =>
 
 export const sleep = (ms: number): Promise<void> =>
   new Promise((resolve) => setTimeout(resolve, ms));
+
+/** Waits until a number has stood for a second and a half, as it does when nothing moves any more. */
+export async function settled(what: string, number: () => number): Promise<number> {
+  let last = number();
+  let since = performance.now();
+  await eventually(`${what} stands`, () => {
+    const now = number();
+    if (now !== last) [last, since] = [now, performance.now()];
+    return performance.now() - since > 1500;
+  });
+  return last;
+}
 
 /** Waits until a condition holds; fails, naming it, if it does not. */
 export async function eventually(

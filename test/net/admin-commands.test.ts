@@ -119,7 +119,7 @@ scenario("trace: every step of the connections that are asked for, and of no oth
     [client, text(SERVER[4], 85), UPSTREAM, "finished", 4],
   );
   assert.ok(all.every(({ at, seconds }, i) => i === 0 || (at >= all[i - 1]!.at && seconds >= all[i - 1]!.seconds)));
-  assert.ok(Math.abs(all[0]!.at - Date.now() / 1000) < 60, "its times are Unix times");
+  assert.ok(Math.abs(all[0]!.at - Date.now() / 1000) < 600, "its times are Unix times");
   process.signal("SIGINT");
   assert.equal((await process.exited).code, 0, process.output);
 });
@@ -152,7 +152,7 @@ scenario("trace: a client's, a name's, and what fails; five at once are too many
   assert.equal((await asker.get("/trace")).status, 400);
   assert.equal((await asker.get("/trace?to=a%20b")).status, 400);
   assert.equal((await asker.get("/trace?two=:80")).status, 400);
-  await relay.stop(10_000);
+  await relay.stop();
   assert.deepEqual([(await byClient.process.exited).code, /the process stops/.test(byClient.process.output)], [1, true]);
 });
 

@@ -62,7 +62,7 @@ scenario("metrics: what promtool reads without complaint, and is so", async (sta
   const past = await Promise.all([1, 2, 3, 4, 5].map(() => tunnel(stage, 100)));
   for (const peer of past) peer.finish();
   for (const peer of past) await peer.rest();
-  const metrics = await eventuallyAddsUp(asker, 5);
+  await eventuallyAddsUp(asker, 5);
   const page = (await asker.get("/metrics")).text;
   const said = lint(page);
   if (said === null) stage.note("promtool is not here (Debian's package prometheus): the page was not linted");
@@ -85,7 +85,14 @@ scenario("metrics: what promtool reads without complaint, and is so", async (sta
     [`transplice_upstream_healthy${upstream}`]: 1,
     transplice_ready: 1,
   };
-  for (const [name, value] of Object.entries(expected)) assert.equal(metrics.get(name), value, name);
+  let metrics: ReadonlyMap<string, number> = new Map();
+  const counted = (): Record<string, number | undefined> => Object.fromEntries(Object.keys(expected).map((name) => [name, metrics.get(name)]));
+  // A worker counts what it has passed on, which may have been heard before.
+  await eventually("all is counted", async () => {
+    metrics = await asker.metrics();
+    return Object.entries(expected).every(([name, value]) => metrics.get(name) === value);
+  }).catch(() => {});
+  assert.deepEqual(counted(), expected);
   assert.equal(metrics.get('transplice_worker_tunnels{worker="0"}')! + metrics.get('transplice_worker_tunnels{worker="1"}')!, 3);
   for (const name of ["cpu_seconds_total", "turns_total"]) {
     assert.ok(metrics.get(`transplice_worker_${name}{worker="0"}`)! > 0, name);
@@ -144,7 +151,12 @@ interface Page {
 scenario("tunnels: who, where to, since when and how much; by filter, and page by page", async (stage) => {
   const { relay, asker } = await setting(stage);
   const peers = await Promise.all([10, 20, 30, 40, 50].map((bytes, i) => tunnel(stage, bytes, 80 + i)));
-  const { tunnels, next } = await asker.json<Page>("/tunnels");
+  let listed: Page = { tunnels: [], next: null };
+  await eventually("all bytes are counted", async () => {
+    listed = await asker.json<Page>("/tunnels");
+    return sum(listed.tunnels.map((each) => each.bytes_down)) === 150;
+  });
+  const { tunnels, next } = listed;
   assert.equal(next, null);
   assert.deepEqual(tunnels.map(({ client }) => client).sort(), peers.map(({ local }) => local).sort());
   for (const [i, peer] of peers.entries()) {
@@ -153,8 +165,8 @@ scenario("tunnels: who, where to, since when and how much; by filter, and page b
     assert.deepEqual([it.state, it.upstream], ["relay", text(PROXY[4], 1080)]);
     assert.deepEqual([it.bytes_up, it.bytes_down], [10 + 10 * i, 10 + 10 * i]);
     assert.ok(it.dial_seconds >= 0 && it.first_byte_seconds >= it.dial_seconds);
-    assert.ok(it.age_seconds >= it.idle_seconds && it.age_seconds < 60, `${it.age_seconds} s old`);
-    assert.ok(Math.abs(it.started + it.age_seconds - Date.now() / 1000) < 30, "its times are Unix times");
+    assert.ok(it.age_seconds >= it.idle_seconds && it.age_seconds < 600, `${it.age_seconds} s old`);
+    assert.ok(Math.abs(it.started + it.age_seconds - Date.now() / 1000) < 600, "its times are Unix times");
     const started = await relay.logged("its start", ({ message, client_addr }) => message === "proxy starts" && client_addr === peer.local);
     assert.equal(it.id, started["request_id"], "it is called as in the log");
   }
@@ -203,7 +215,7 @@ scenario("closing one connection resets both its ends, and no other", async (sta
   assert.equal((await asker.post(`/tunnels/${id}/close`)).status, 404, "it is closed already");
   other.write("ping");
   assert.equal(String(await other.read(4)), "ping");
-  assert.equal(endings(await asker.metrics()).get("closed"), 1);
+  await eventually("it is counted", async () => endings(await asker.metrics()).get("closed") === 1);
 });
 
 scenario("a drained address is dialled no more, who is connected stays, and it holds over HUP and USR2", async (stage) => {
@@ -396,7 +408,7 @@ scenario("status and events: a snapshot each second, the same for everybody", as
 });
 
 scenario("ready: not while the upstream is away, and not while it stops; a stop is seen to its end", async (stage) => {
-  const { relay, upstream, asker } = await setting(stage, { timeouts: { drain: "30s" } });
+  const { relay, upstream, asker } = await setting(stage, { timeouts: { drain: "1h" } });
   const ready = async (): Promise<{ ready: boolean; problems: string[] }> => JSON.parse((await asker.get("/readyz")).text);
   assert.deepEqual(await ready(), { ready: true, problems: [] });
   const standing = await tunnel(stage);
@@ -409,7 +421,7 @@ scenario("ready: not while the upstream is away, and not while it stops; a stop 
   assert.match((await ready()).problems[0]!, /192\.0\.2\.2:1080/);
   assert.equal((await asker.get("/healthz")).status, 200, "the process itself is well");
   const again = stage.upstream({ protocol: "socks5", echoes: true, credentials: USER });
-  await eventually("it is ready again", async () => (await ready()).ready, 20_000);
+  await eventually("it is ready again", async () => (await ready()).ready);
   assert.ok(again.requests.length === 0, "asking took no tunnel");
   const stream = await asker.stream("/events");
   await stream.until("a snapshot", ({ event }) => event === "status");

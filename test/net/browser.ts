@@ -8,6 +8,7 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import { fileURLToPath } from "node:url";
 import { type Browser, chromium, type Page } from "playwright-core";
+import { PATIENCE_MS } from "./actors.ts";
 import { type Host, PRIVATE } from "./sandbox.ts";
 import type { Stage } from "./scenario.ts";
 
@@ -24,7 +25,7 @@ export async function browserOn(stage: Stage, host: Host): Promise<Browser> {
   if (!existsSync(CHROMIUM)) stage.skip("chromium is not installed");
   const wrapper = `${PRIVATE}/chromium-${host.name}`;
   writeFileSync(wrapper, `#!/bin/sh\nexec nsenter --net=/run/netns/${host.name} ${CHROMIUM} "$@"\n`, { mode: 0o755 });
-  const browser = await chromium.launch({ executablePath: wrapper, args: FLAGS });
+  const browser = await chromium.launch({ executablePath: wrapper, args: FLAGS, timeout: 2 * PATIENCE_MS });
   stage.finally(() => browser.close());
   return browser;
 }
@@ -45,6 +46,7 @@ export interface Visit {
 
 export async function open(browser: Browser, url: string, { width, height, scheme }: Look): Promise<Visit> {
   const context = await browser.newContext({ viewport: { width, height }, colorScheme: scheme });
+  context.setDefaultTimeout(PATIENCE_MS);
   const page = await context.newPage();
   const errors: string[] = [];
   const asked: string[] = [];

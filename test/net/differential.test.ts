@@ -6,7 +6,7 @@ import "./predecessors.ts";
 import { strict as assert } from "node:assert";
 import { symlinkSync, writeFileSync } from "node:fs";
 import type { Predecessor } from "../../src/predecessor.ts";
-import { connect, eventually, type Peer, sleep } from "./actors.ts";
+import { connect, eventually, PATIENCE_MS, type Peer, sleep } from "./actors.ts";
 import { DIFFERENCES } from "./differences.ts";
 import { PROXY, SERVER } from "./network.ts";
 import { programOf } from "./predecessors.ts";
@@ -28,9 +28,8 @@ interface Subject {
 
 const PORT = 1081;
 const EGRESS_PORT = 1080;
-/** Where TERM has to have ended it; usocksd waits twice for five seconds unless it is told not to. */
-const END_MS = 15_000;
-const LOG_MS = 1_500;
+/** Of the few lines that one of them never says, so long is waited to see it. */
+const LOG_MS = 15_000;
 
 let files = 0;
 
@@ -63,7 +62,7 @@ function spawn(stage: Stage, host: Host, { command, name, side }: Subject, args:
 /** The exit code of a command line that is none to stay, and the first line that it says. */
 async function exitOf(stage: Stage, subject: Subject, args: readonly string[]): Promise<{ code: string; first: string }> {
   const child = spawn(stage, stage.net.relay, subject, args);
-  const late = sleep(END_MS).then(() => null);
+  const late = sleep(PATIENCE_MS).then(() => null);
   const exit = await Promise.race([child.exited, late]);
   const first = child.output.split("\n")[0]!.replace(/\S*\/(?=transocks|usocksd|redsocks)/g, "");
   return { code: exit === null ? "stays" : `${exit.code ?? exit.signal}`, first };
@@ -84,7 +83,7 @@ async function running(stage: Stage, host: Host, subject: Subject, args: readonl
 
 async function termOf(child: Process): Promise<string> {
   child.signal("SIGTERM");
-  const exit = await Promise.race([child.exited, sleep(END_MS).then(() => null)]);
+  const exit = await Promise.race([child.exited, sleep(PATIENCE_MS).then(() => null)]);
   return exit === null ? "stays" : `${exit.code ?? exit.signal}`;
 }
 
@@ -174,7 +173,7 @@ function differential(program: Predecessor, scene: string, play: (stage: Stage, 
       await play(stage, subject, (what, value) => sides[subject.side].set(`${scene}: ${what}`, value));
     }
     compare(program, sides.theirs, sides.ours, new Set([scene]));
-  }, { timeoutMs: 120_000 });
+  });
 }
 
 const transocksFile = (url: string): string =>
@@ -356,7 +355,7 @@ differential("usocksd", "dialogues", async (stage, subject, seen) => {
       const before = peer.total;
       peer.write(Buffer.from(bytes, "hex"));
       // Until the answer has come, which is one segment, or the end.
-      await peer.until("an answer", () => peer.total > before || peer.end !== null, 5_000).catch(() => heard.push("nothing"));
+      await peer.until("an answer", () => peer.total > before || peer.end !== null).catch(() => heard.push("nothing"));
       if (peer.end !== null) break;
     }
     const granted = /CONNECT|once|password|methods/.test(what);

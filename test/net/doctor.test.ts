@@ -6,7 +6,7 @@
 import { strict as assert } from "node:assert";
 import { mkdirSync, readFileSync, utimesSync, writeFileSync } from "node:fs";
 import koffi from "koffi";
-import { sleep, text } from "./actors.ts";
+import { eventually, sleep, text } from "./actors.ts";
 import { DNS, Names } from "./names.ts";
 import { BLACK_HOLE, PROXY, RELAY, SERVER } from "./network.ts";
 import { MAIN, type Relay, type Settings, type StartOptions, toml } from "./relay.ts";
@@ -91,7 +91,7 @@ const CASES: readonly Case[] = [
       for (const address of ["127.0.0.1", ...(haveIPv6() ? ["::1"] : [])]) {
         stage.spawn(stage.net.relay, "ncat", "-lk", address, "1081");
       }
-      while (stage.net.relay.run("ss", ["-Htln", "sport = :1081"]).trim().split("\n").length < (haveIPv6() ? 2 : 1));
+      await eventually("both listen", () => stage.net.relay.run("ss", ["-Htln", "sport = :1081"]).split("\n").filter(Boolean).length === (haveIPv6() ? 2 : 1));
     },
   },
   {

@@ -46,7 +46,7 @@ async function localPrograms(stage: Stage, marker: "nft" | "iptables"): Promise<
     const url = `http://${text(SERVER[family], 80)}/`;
     const { status, output } = await host.execute(
       "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups",
-      "curl", "-sS", "--noproxy", "*", "--max-time", "20", url,
+      "curl", "-sS", "--noproxy", "*", "--max-time", "60", url,
     );
     assert.equal(status, 0, output);
     assert.equal(JSON.parse(output).peer, PROXY[family], "the server sees the proxy");

@@ -229,10 +229,10 @@ for (const family of FAMILIES) {
 }
 
 scenario("after a refusal the connection ends, and not by a reset", async (stage) => {
-  await egress(stage);
+  await egress(stage, { timeouts: { negotiation: "1h" } });
   for (const version of [4, 5] as const) {
     const { peer } = await ask(stage.net.lan, asked(), { to: SERVER[4], port: 81, version });
-    assert.equal(await peer.ending(1_000), "fin");
+    assert.equal(await peer.ending(), "fin");
     peer.destroy();
   }
 });
@@ -264,20 +264,20 @@ scenario("commands but CONNECT are answered 07, unknown address types 08", async
 });
 
 scenario("what is no SOCKS ends without an answer, at once", async (stage) => {
-  const relay = await egress(stage);
+  const relay = await egress(stage, { timeouts: { negotiation: "1h" } });
   const { lan } = stage.net;
   const nonsense = ["GET / HTTP/1.1\r\n\r\n", "\x00\x00\x00", "\x06\x01\x00", "\x16\x03\x01\x02\x00"];
   for (const words of nonsense) {
     const peer = await dial(lan, asked());
     peer.write(Buffer.from(words, "latin1"));
-    const { data } = await peer.rest(3_000);
+    const { data } = await peer.rest();
     assert.equal(data.length, 0, JSON.stringify(words));
     peer.destroy();
   }
   // It says no to methods it does not have; a name without characters is none.
   const methods = await dial(lan, asked());
   methods.write(greeting(1, 3, 0x80));
-  assert.deepEqual([...(await methods.rest(3_000)).data], [5, NO_METHOD]);
+  assert.deepEqual([...(await methods.rest()).data], [5, NO_METHOD]);
   methods.destroy();
   assert.equal(await codeOf(lan, asked(), { to: "", port: 80 }), 1);
   assert.equal(relay.process.exit, null);
@@ -448,47 +448,47 @@ scenario("who says nothing, or too little, or too slowly, is ended by the deadli
     request4("name.test", 80, "root").subarray(0, 15),
   ];
   const before = relay.process.fds();
-  const began = Date.now();
+  const began = performance.now();
   await Promise.all(
     beginnings.map(async (bytes, i) => {
       const peer = await dial(lan, asked());
       peer.write(bytes);
-      await peer.ending(5_000);
-      const waited = Date.now() - began;
-      assert.ok(waited > 800 && waited < 3_000, `beginning ${i}: ${waited} ms`);
+      await peer.ending();
+      const waited = performance.now() - began;
+      assert.ok(waited > 900, `beginning ${i}: ${waited} ms`);
       peer.destroy();
     }),
   );
   // The deadline is for all of it: a byte now and then does not move it.
+  const start = performance.now();
   const slow = await dial(lan, asked());
-  const start = Date.now();
   const drip = setInterval(() => slow.write(Buffer.from([0])), 200);
   slow.write(Buffer.from([5, 200]));
-  await slow.ending(5_000);
+  await slow.ending();
   clearInterval(drip);
-  const waited = Date.now() - start;
-  assert.ok(waited > 800 && waited < 3_000, `by drips: ${waited} ms`);
+  const waited = performance.now() - start;
+  assert.ok(waited > 900, `by drips: ${waited} ms`);
   slow.destroy();
   await eventually("all is given back", () => relay.process.fds() <= before);
 });
 
 scenario("a tunnel that stands is not under the negotiation's deadline", async (stage) => {
   echo(stage);
-  await egress(stage, { timeouts: { negotiation: "500ms" } });
+  await egress(stage, { timeouts: { negotiation: "4s" } });
   const peer = await tunnel(stage.net.lan, asked(), { to: SERVER[4], port: 7 });
-  await sleep(1_200);
+  await sleep(5_000);
   peer.finish("still here");
   assert.equal(String((await peer.rest()).data), "still here");
 });
 
 scenario("a user id or a name without end is not kept, nor waited for", async (stage) => {
-  const relay = await egress(stage);
+  const relay = await egress(stage, { timeouts: { negotiation: "1h" } });
   for (const head of [Buffer.from([4, 1, 0, 80, 1, 2, 3, 4]), request4("a", 80).subarray(0, 9)]) {
     const peer = await dial(stage.net.lan, asked());
     const before = relay.process.residentKiB();
     peer.write(head);
     const flood = setInterval(() => peer.write(Buffer.alloc(65_536, "x")), 5);
-    await peer.ending(3_000).finally(() => clearInterval(flood));
+    await peer.ending().finally(() => clearInterval(flood));
     peer.destroy();
     const grown = relay.process.residentKiB() - before;
     assert.ok(grown < 8_192, `${grown} KiB more`);
@@ -507,15 +507,15 @@ scenario("a black hole is answered 06 within the dial's deadline", async (stage)
   const targets = [...FAMILIES.map((family) => NOWHERE.blackHole[family]), "dead.test"];
   await Promise.all(
     targets.map(async (to) => {
-      const began = Date.now();
+      const began = performance.now();
       assert.equal(await codeOf(lan, asked(), { to, port: 80 }), 6, to);
-      const waited = Date.now() - began;
-      assert.ok(waited > 1_500 && waited < 3_000, `${to}: ${waited} ms`);
+      const waited = performance.now() - began;
+      assert.ok(waited > 1_900, `${to}: ${waited} ms`);
     }),
   );
 });
 
-scenario("of a name's addresses one that is dead does not cost seconds", async (stage) => {
+scenario("of a name's addresses one that is dead is not waited for", async (stage) => {
   if (!FAMILIES.includes(6)) stage.skip("the kernel has no IPv6");
   await Names.start(stage, {
     "half.test": [NOWHERE.blackHole[6], SERVER[4]],
@@ -523,21 +523,18 @@ scenario("of a name's addresses one that is dead does not cost seconds", async (
     "lost.test": [NOWHERE.noRoute[6], SERVER[4]],
   });
   web(stage);
-  await egress(stage, { outgoing: { addresses: WHOLE_POOL } });
+  await egress(stage, { outgoing: { addresses: WHOLE_POOL }, timeouts: { dial: "1h" } });
   for (const [to, family] of [["half.test", 4], ["refused.test", 6], ["lost.test", 4]] as const) {
-    const began = Date.now();
     const peer = await tunnel(stage.net.lan, asked(), { to, port: 80 });
-    const waited = Date.now() - began;
     const source = (await seen(peer)).peer;
     assert.ok((POOL[family] as readonly string[]).includes(source), `${to} from ${source}`);
-    assert.ok(waited < 1_500, `${to}: ${waited} ms`);
   }
 });
 
 scenario("a client that leaves ends the dial, and the question for a name", async (stage) => {
   const names = await Names.start(stage);
   names.scripts.set("silent.scripted.test", { silent: true });
-  const relay = await egress(stage, { timeouts: { dial: "60s", dns: "60s", negotiation: "60s" } });
+  const relay = await egress(stage, { timeouts: { dial: "1h", dns: "1m", negotiation: "1h" } });
   const { lan, proxy } = stage.net;
   const sockets = (...which: string[]): number =>
     proxy.run("ss", ["-Htn", ...which]).split("\n").filter(Boolean).length;
@@ -553,10 +550,10 @@ scenario("a client that leaves ends the dial, and the question for a name", asyn
     }
     await eventually("it dials", () => dialling() > 0);
     for (const peer of peers) peer[leave]();
-    await eventually("the dial is ended", () => dialling() === 0, 3_000);
+    await eventually("the dial is ended", () => dialling() === 0);
     const held = ["state", "established", "state", "close-wait", "sport", "=", `:${PORT}`];
     const left = (): number => sockets(...held);
-    await eventually("nobody is waited for", () => left() === 0, 3_000);
+    await eventually("nobody is waited for", () => left() === 0);
   }
   const gone = (): number =>
     relay.log().filter((entry) => entry["reason"] === "client-left").length;

@@ -61,7 +61,7 @@ for (const protocol of PROTOCOLS) {
     assert.equal(ended.reason, "finished");
     assert.equal(ended.tx_bytes, 8);
     assert.equal(ended.rx_bytes, 29);
-    assert.ok(ended.elapsed >= 0.7 && ended.elapsed < 10, `${ended.elapsed} s`);
+    assert.ok(ended.elapsed >= 0.7 && ended.elapsed < 600, `${ended.elapsed} s`);
   });
 
   scenario(`${protocol}: the server ends first, and the client still speaks`, async (stage) => {
@@ -324,10 +324,10 @@ const SILENCES: { script: Script; title: string }[] = [
 for (const { title, script } of SILENCES) {
   for (const leaves of ["fin", "reset"] as const) {
     scenario(`an upstream that leaves (${leaves}; ${title}) is a reset at once`, async (stage) => {
-      const it = await setting(stage, { ...script, leaves });
+      const it = await setting(stage, { ...script, leaves }, { timeouts: { handshake: "1h" } });
       const client = await newClient(stage);
       client.write("hello?");
-      assert.equal(await client.ending(5_000), "reset");
+      assert.equal(await client.ending(), "reset");
       const failed = await it.relay.logged(
         "the failure",
         (entry) => entry["dest_addr"] === DESTINATION && /fail/.test(entry.message),
@@ -340,12 +340,12 @@ for (const { title, script } of SILENCES) {
 
   scenario(`a silent upstream (${title}) is given up`, async (stage) => {
     const it = await setting(stage, script, { timeouts: { handshake: "1s" } });
+    const began = performance.now();
     const client = await newClient(stage);
     client.write("hello?");
-    const began = Date.now();
     assert.equal(await client.ending(), "reset");
-    const waited = Date.now() - began;
-    assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+    const waited = performance.now() - began;
+    assert.ok(waited > 900, `${waited} ms`);
     await eventually("the upstream is let go", () => it.upstream.peers[0]!.end !== null);
     const failed = await it.relay.logged(
       "the failure",
@@ -357,7 +357,7 @@ for (const { title, script } of SILENCES) {
 
   for (const [how, leave] of Object.entries(LEAVING)) {
     scenario(`a client that ${how} ends the attempt (${title})`, async (stage) => {
-      const it = await setting(stage, script, { timeouts: { handshake: "60s" } });
+      const it = await setting(stage, script, { timeouts: { handshake: "1h" } });
       const idleFds = it.relay.process.fds();
       const client = await newClient(stage);
       await eventually("the upstream is asked", () => it.upstream.peers.length === 1);
@@ -380,11 +380,11 @@ for (const family of [4, 6] as const) {
       timeouts: { dial: "1s" },
     });
     const idleFds = relay.process.fds();
+    const began = performance.now();
     const client = await newClient(stage);
-    const began = Date.now();
     assert.equal(await client.ending(), "reset");
-    const waited = Date.now() - began;
-    assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+    const waited = performance.now() - began;
+    assert.ok(waited > 900, `${waited} ms`);
     const failed = await relay.logged("the failure", (entry) =>
       /failed to connect/.test(entry.message),
     );
@@ -401,7 +401,7 @@ for (const family of FAMILIES) {
         listen: "localhost:1081",
         proxy_url: `socks5://${text(BLACK_HOLE[family], 1080)}`,
         workers: 1,
-        timeouts: { dial: "60s" },
+        timeouts: { dial: "1h" },
       });
       const idleFds = relay.process.fds();
       const client = await connect(stage.net.relay, SERVER[family], 80);
@@ -460,7 +460,7 @@ for (const direction of ["down", "up"] as const) {
       );
       if (direction === "down") client.resume();
       else far.socket.resume();
-      await to.ending(30_000);
+      await to.ending();
       assert.deepEqual({ bytes: to.total, end: to.end }, { bytes: BULK, end: "fin" });
     },
   );
@@ -494,7 +494,7 @@ for (const [what, tcp] of [
         try {
           // From the end that is still there to the one that is not.
           if (!isSilent) from.write("are you there?");
-          assert.equal(await from.ending(30_000), "reset");
+          assert.equal(await from.ending(), "reset");
           assert.equal(to.end, null);
         } finally {
           host.ip(`neighbour delete ${address} dev ${wire}`);
@@ -511,7 +511,6 @@ for (const [what, tcp] of [
       assert.deepEqual(relay.ends().map((end) => end.reason).sort(), ["client-reset", "server-reset"]);
       assert.match(JSON.stringify(relay.ends()), /timed out/);
     },
-    { timeoutMs: 120_000 },
   );
 }
 
@@ -536,19 +535,18 @@ scenario(
     assert.deepEqual([down.total, down.end], [BULK / 4, "fin"]);
     assert.deepEqual([upFar.total, upFar.end], [BULK / 4, "fin"]);
   },
-  { timeoutMs: 90_000 },
 );
 
 scenario("an idle connection ends at its deadline, a busy one does not", async (stage) => {
-  const it = await setting(stage, { protocol: "socks5" }, { timeouts: { idle: "1s" } });
+  const it = await setting(stage, { protocol: "socks5" }, { timeouts: { idle: "5s" } });
+  const began = performance.now();
   const idle = await tunnel(stage, it);
   const busy = await tunnel(stage, it);
-  const began = Date.now();
   const beat = setInterval(() => busy.client.write("."), 200);
   stage.finally(() => clearInterval(beat));
   await Promise.all([idle.client.ending(), idle.far.ending()]);
-  const waited = Date.now() - began;
-  assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+  const waited = performance.now() - began;
+  assert.ok(waited > 4_900, `${waited} ms`);
   await sleep(1_500);
   assert.equal(busy.client.end, null);
   clearInterval(beat);
@@ -561,20 +559,20 @@ scenario("an idle connection ends at its deadline, a busy one does not", async (
 });
 
 scenario("a half-closed connection ends at its deadline, a busy one does not", async (stage) => {
-  const it = await setting(stage, { protocol: "socks5" }, { timeouts: { half_closed: "1s" } });
+  const it = await setting(stage, { protocol: "socks5" }, { timeouts: { half_closed: "5s" } });
   const idle = await tunnel(stage, it);
   const busy = await tunnel(stage, it);
   const open = await tunnel(stage, it);
+  const began = performance.now();
   for (const { client, far } of [idle, busy]) {
     client.finish("question");
     await far.rest();
   }
-  const began = Date.now();
   const beat = setInterval(() => busy.far.write("."), 200);
   stage.finally(() => clearInterval(beat));
   await idle.client.ending();
-  const waited = Date.now() - began;
-  assert.ok(waited > 700 && waited < 5_000, `${waited} ms`);
+  const waited = performance.now() - began;
+  assert.ok(waited > 4_900, `${waited} ms`);
   await sleep(1_500);
   assert.equal(busy.client.end, null);
   assert.equal(open.client.end, null);

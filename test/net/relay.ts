@@ -4,7 +4,7 @@
 import { strict as assert } from "node:assert";
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { fileURLToPath } from "node:url";
-import { eventually } from "./actors.ts";
+import { eventually, PATIENCE_MS } from "./actors.ts";
 import { describe, type Exit, type Process } from "./process.ts";
 import { type Host, PRIVATE } from "./sandbox.ts";
 
@@ -78,7 +78,7 @@ export class Relay {
   }
 
   async ready(): Promise<this> {
-    await this.logged("readiness", (entry) => entry.message.includes("is ready"), 20_000);
+    await this.logged("readiness", (entry) => entry.message.includes("is ready"));
     return this;
   }
 
@@ -93,7 +93,7 @@ export class Relay {
   }
 
   /** Waits for a line of the log. */
-  async logged(what: string, wanted: (entry: Entry) => boolean, withinMs = 10_000): Promise<Entry> {
+  async logged(what: string, wanted: (entry: Entry) => boolean, withinMs = PATIENCE_MS): Promise<Entry> {
     let found: Entry | undefined;
     await eventually(
       `the log has ${what}`,
@@ -110,7 +110,7 @@ export class Relay {
   }
 
   /** Waits for the end of the connection to this destination, and answers the line that says so. */
-  async ended(destination: string, withinMs = 10_000): Promise<Ended> {
+  async ended(destination: string, withinMs = PATIENCE_MS): Promise<Ended> {
     const entry = await this.logged(
       `the end of a connection to ${destination}`,
       (each) => each.message.startsWith("proxy ends") && each["dest_addr"] === destination,
@@ -134,8 +134,8 @@ export class Relay {
   }
 
   /** TERM; answers how it ended. */
-  async stop(withinMs = 5_000): Promise<Exit> {
-    return this.process.stop(withinMs);
+  async stop(): Promise<Exit> {
+    return this.process.stop();
   }
 
   #logFile(): string | null {

@@ -22,7 +22,9 @@ import { Process, type SpawnOptions } from "./process.ts";
 /** The files of the sandbox: gone with it. */
 export const PRIVATE = "/run/sandbox";
 
-const PLUG_MS = 5000;
+const PLUG_MS = 60_000;
+/** For a program that is to end by itself. */
+const PROGRAM_MS = 120_000;
 const INSIDE = "SANDBOX_INSIDE";
 const CLONE_NEWNET = 0x40000000;
 
@@ -203,7 +205,7 @@ export class Host implements Place {
     args: readonly string[] = [],
     input?: string,
   ): { status: number | null; stdout: string; stderr: string } {
-    const options = { encoding: "utf8", timeout: 30_000, maxBuffer: 1 << 28 } as const;
+    const options = { encoding: "utf8", timeout: PROGRAM_MS, maxBuffer: 1 << 28 } as const;
     const result = this.within(() =>
       spawnSync(command, args, input === undefined ? options : { ...options, input }),
     );
@@ -217,7 +219,7 @@ export class Host implements Place {
     ...args: string[]
   ): Promise<{ status: number | null; output: string }> {
     const program = this.spawn(command, args);
-    const timer = setTimeout(() => program.kill(), 30_000);
+    const timer = setTimeout(() => program.kill(), PROGRAM_MS);
     const { code } = await program.exited;
     clearTimeout(timer);
     return { status: code, output: program.output };

@@ -24,7 +24,7 @@ async function bySocks(version: string, host: string, port: string, user?: strin
     },
     command: "connect",
     destination: { host, port: Number(port) },
-    timeout: 8_000,
+    timeout: 60_000,
   });
   const name = isIPv6(host) ? `[${host}]` : host;
   socket.write(`GET / HTTP/1.1\r\nHost: ${name}\r\nConnection: close\r\n\r\n`);

@@ -8,7 +8,7 @@ import type { Stage } from "./scenario.ts";
 export async function takenOver(stage: Stage, relay: Relay): Promise<number> {
   const before = relay.process.pid;
   const entry = await relay.logged(
-    "a successor", ({ message, pid }) => message.includes("has taken over") && pid === before, 20_000,
+    "a successor", ({ message, pid }) => message.includes("has taken over") && pid === before,
   );
   const successor = Number(entry["successor"]);
   stage.finally(() => end(successor));

@@ -28,7 +28,7 @@ async function assertServes(stage: Stage, connections = 10): Promise<void> {
 }
 
 /** A call outside of the filter ends the process, where the unit as it is only refuses it. */
-const STRICT = "[Service]\nSystemCallErrorNumber=\nSystemCallErrorNumber=kill\nWatchdogSec=3\n";
+const STRICT = "[Service]\nSystemCallErrorNumber=\nSystemCallErrorNumber=kill\nWatchdogSec=10\n";
 
 async function threadsOf(systemd: Systemd, pid: string, field: string): Promise<string[]> {
   const rows = await systemd.run("sh", "-c", `cat /proc/${pid}/task/*/status`);
@@ -75,8 +75,8 @@ scenario("the relay's units: socket, readiness, reload, watchdog, upgrade, resta
   const standing = await newClient(stage);
   await exchange(standing);
   await systemd.run("transplice", "upgrade");
+  await eventually("systemd knows the successor", async () => (await property("MainPID")) !== first);
   const second = await property("MainPID");
-  assert.notEqual(second, first);
   await assertServes(stage);
   await exchange(standing);
   standing.finish();
@@ -85,14 +85,14 @@ scenario("the relay's units: socket, readiness, reload, watchdog, upgrade, resta
   // Longer than the watchdog's patience: the successor has its own signs of life.
   const since = Number(await property("WatchdogTimestampMonotonic"));
   await eventually("it has given several signs of life", async () =>
-    Number(await property("WatchdogTimestampMonotonic")) > since + 5_000_000, 20_000);
+    Number(await property("WatchdogTimestampMonotonic")) > since + 15_000_000);
   assert.deepEqual([await property("MainPID"), await property("NRestarts")], [second, "0"]);
 
   // Who hangs is started again, and nobody is refused meanwhile.
   await systemd.run("kill", "-STOP", second);
   const patient = await newClient(stage);
-  await eventually("it was started again", async () => (await property("NRestarts")) === "1", 20_000);
-  await eventually("it serves again", async () => (await property("ActiveState")) === "active", 20_000);
+  await eventually("it was started again", async () => (await property("NRestarts")) === "1");
+  await eventually("it serves again", async () => (await property("ActiveState")) === "active");
   assert.notEqual(await property("MainPID"), second);
 
   // It was let in; but on its way out, woken by SIGCONT, the old process may have accepted it.
@@ -109,17 +109,19 @@ scenario("the relay's units: socket, readiness, reload, watchdog, upgrade, resta
   // its end, but the watchdog misses it.
   const last = await newClient(stage);
   await exchange(last);
+  const before = await property("MainPID");
   await systemd.run("transplice", "upgrade");
+  await eventually("systemd knows the successor", async () => (await property("MainPID")) !== before);
   const third = await property("MainPID");
   await systemd.run("kill", "-KILL", third);
   await eventually("another process serves", async () =>
-    (await property("ActiveState")) === "active" && (await property("MainPID")) !== third, 20_000);
+    (await property("ActiveState")) === "active" && (await property("MainPID")) !== third);
   await assertServes(stage);
 
   await systemd.run("systemctl", "stop", "transplice.socket", "transplice.service");
   assert.deepEqual([await property("ActiveState"), await property("Result"), await property("ExecMainStatus")], ["inactive", "success", "0"]);
   assert.doesNotMatch(await log(), /critical/);
-}, { timeoutMs: 180_000 });
+});
 
 scenario("the relay's unit with managed rules: they come with it, outlive an upgrade, and go with it", async (stage) => {
   const { relay: host } = stage.net;
@@ -139,7 +141,7 @@ scenario("the relay's unit with managed rules: they come with it, outlive an upg
   await systemd.run("systemctl", "stop", "transplice.service");
   assert.equal(await systemd.property("transplice.service", "Result"), "success", await systemd.run("cat", LOG));
   await eventually("the rules are gone", () => !engaged());
-}, { timeoutMs: 120_000 });
+});
 
 scenario("the egress' units: by its socket, as its user, with bulk and names, within the filter", async (stage) => {
   const { relay: host } = stage.net;
@@ -161,14 +163,14 @@ scenario("the egress' units: by its socket, as its user, with bulk and names, wi
     wish.writeBigUInt64LE(BigInt(bytes), 16);
     peer.write(wish);
     peer.write(Buffer.alloc(bytes));
-    assert.equal((await peer.read(8, 20_000)).readBigUInt64LE(), BigInt(bytes));
+    assert.equal((await peer.read(8)).readBigUInt64LE(), BigInt(bytes));
     peer.destroy();
   }
   const before = await systemd.property("transplice-egress.service", "MainPID");
   await systemd.run("transplice", "upgrade", "-f", "/etc/transplice-egress.toml");
-  assert.notEqual(await systemd.property("transplice-egress.service", "MainPID"), before);
+  await eventually("systemd knows the successor", async () => (await systemd.property("transplice-egress.service", "MainPID")) !== before);
   assert.equal(await systemd.property("transplice-egress.service", "NRestarts"), "0");
   await systemd.run("systemctl", "stop", "transplice-egress.socket", "transplice-egress.service");
   const status = await systemd.try("systemctl", "status", "--no-pager", "transplice-egress.service");
   assert.equal(await systemd.property("transplice-egress.service", "Result"), "success", status.output + await systemd.run("cat", LOG));
-}, { timeoutMs: 120_000 });
+});

@@ -4,19 +4,16 @@
  */
 import { strict as assert } from "node:assert";
 import { existsSync } from "node:fs";
-import { connect, eventually, type Peer, sleep } from "./actors.ts";
+import { connect, eventually, type Peer, settled } from "./actors.ts";
 import { FAMILIES, SERVER } from "./network.ts";
 import { Faults, type Relay, type Settings, type StartOptions } from "./relay.ts";
 import { unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
-import { applyRules, attempts, PYTHON } from "./truthful.ts";
+import { applyRules, attempts, attemptsAtOnce, PYTHON, synsAgain } from "./truthful.ts";
 import type { Script, Upstream } from "./upstream.ts";
 
 const MARK = 0x1081;
 const REFUSED = 5;
-/** Less than a SYN waits before it is sent again. */
-const AT_ONCE_MS = 900;
-
 interface Setting {
   readonly relay: Relay;
   readonly upstream: Upstream;
@@ -29,7 +26,7 @@ async function setting(
   const upstream = stage.upstream({ protocol: "socks5", echoes: true, ...script });
   const settings = {
     listen: ":1081", proxy_url: upstream.url(), mark: MARK, workers: 1,
-    timeouts: { drain: "5s" },
+    timeouts: { drain: "1h" },
     connect: { truthful: true, without: "refuse" },
     firewall: { interfaces: ["inner"] },
     ...more,
@@ -59,7 +56,7 @@ scenario("three seconds until the upstream answers: three seconds of connect(), 
     ]);
     assert.equal(granted!.said, "ok");
     assert.equal(refused!.said, "ECONNREFUSED");
-    for (const { ms } of [granted!, refused!]) assert.ok(ms > 2990 && ms < 3900, `${ms} ms on ${host.name}`);
+    for (const { ms } of [granted!, refused!]) assert.ok(ms > 2990, `${ms} ms on ${host.name}`);
     assert.equal(upstream.requests.length - before, 2, `dialled for once each, on ${host.name}`);
   }
 });
@@ -95,30 +92,27 @@ for i in range(3):
   const { output } = await stage.net.relay.execute(PYTHON, "-c", program, SERVER[4]);
   assert.equal(output.trim(), "ping");
   assert.equal(upstream.requests.length, 3);
-  assert.equal(relay.ends().filter(({ reason }) => reason === "client-left").length, 2);
+  await eventually("both ends are told", () => relay.ends().filter(({ reason }) => reason === "client-left").length === 2);
 });
 
 scenario("killed: who is held hears of it, and who comes is refused at once", async (stage) => {
-  const { relay } = await setting(stage, { silentAt: "request" });
+  const { relay, upstream } = await setting(stage, { silentAt: "request" });
   const held = attempts(stage.net.relay, SERVER[4], 80);
-  await sleep(500);
+  await eventually("it is held", () => upstream.requests.length === 1);
   relay.process.signal("SIGKILL");
   await relay.process.exited;
-  const [fresh] = await attempts(stage.net.relay, SERVER[4], 81);
+  const [fresh] = await attemptsAtOnce(stage.net.relay, SERVER[4], 81);
   assert.equal(fresh!.said, "ECONNREFUSED");
-  assert.ok(fresh!.ms < AT_ONCE_MS);
   // Its SYN is sent again, and passes the queue by.
   assert.equal((await held)[0]!.said, "ECONNREFUSED");
 });
 
 scenario("told to end: who is held is let go, and nobody waits", async (stage) => {
-  const { relay } = await setting(stage, { silentAt: "request" });
+  const { relay, upstream } = await setting(stage, { silentAt: "request" });
   const held = attempts(stage.net.relay, SERVER[4], 80);
-  await sleep(500);
-  const started = performance.now();
+  await eventually("it is held", () => upstream.requests.length === 1);
   relay.process.signal("SIGTERM");
   assert.equal((await held)[0]!.said, "ok", "accepted, as without the mode");
-  assert.ok(performance.now() - started < 2000);
   await relay.process.exited;
   assert.equal((await attempts(stage.net.relay, SERVER[4], 81))[0]!.said, "ECONNREFUSED");
 });
@@ -127,7 +121,7 @@ scenario("an nft chain is deleted, and with it the kernel forgets what it held: 
   const { upstream } = await setting(stage, { delayMs: 1500, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
   const { relay } = stage.net;
   const held = [attempts(relay, SERVER[4], 80), attempts(relay, SERVER[4], 81)];
-  await sleep(500);
+  await eventually("both are held", () => upstream.requests.length === 2);
   relay.run("nft", ["-f", "-"], "table inet other {\n chain c {\n type filter hook input priority 0\n }\n}\n");
   relay.run("nft", ["delete", "table", "inet", "other"]);
   const said = (await Promise.all(held)).map(([attempt]) => attempt!.said);
@@ -164,7 +158,7 @@ scenario("a worker is replaced: what it held is let go, and dialled for after ac
   const faults = new Faults();
   const { relay, upstream } = await setting(stage, { delayMs: 1500 }, {}, faults.start);
   const held = client(stage);
-  await sleep(500);
+  await eventually("it is held", () => upstream.requests.length === 1);
   faults.request("throw");
   const [provoking] = await Promise.all([client(stage, 82), relay.logged("the replacement", ({ message }) => message.includes("a worker is replaced"))]);
   const first = await held;
@@ -177,19 +171,21 @@ scenario("a worker is replaced: what it held is let go, and dialled for after ac
 });
 
 scenario("reload in mid-dial: who is held hears the truth; and the mode is switched off and on", async (stage) => {
-  const { relay, upstream, settings } = await setting(stage, { delayMs: 1000, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  let delayMs = 5000;
+  const { relay, upstream, settings } = await setting(stage, { delayMs: () => delayMs, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
   const held = [errnoOf(client(stage, 81)), client(stage)] as const;
-  await sleep(300);
+  await eventually("both are held", () => upstream.requests.length === 2);
   await relay.reload();
   assert.equal(await held[0], "ECONNREFUSED");
   await exchange(await held[1]);
   assert.equal(upstream.requests.length, 2);
 
   const letGo = client(stage, 81);
-  await sleep(300);
+  await eventually("it is held", () => upstream.requests.length === 3);
   relay.configure({ ...settings, connect: {} });
   await relay.reload();
   const peer = await letGo;
+  delayMs = 500;
   assert.equal((await peer.rest()).end, "reset", "accepted, and reset when it was refused");
   await exchange(await client(stage));
 
@@ -207,9 +203,9 @@ scenario("reload in mid-dial: who is held hears the truth; and the mode is switc
 scenario("USR2 in mid-dial: the old process answers whom it holds, the new one reads on", async (stage) => {
   const { relay, upstream } = await setting(stage, { delayMs: 2500, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
   const held = [errnoOf(client(stage, 81)), client(stage)] as const;
-  await sleep(300);
+  await eventually("both are held", () => upstream.requests.length === 2);
   relay.process.signal("SIGUSR2");
-  const { successor } = await relay.logged("a successor", ({ message }) => message.includes("has taken over"), 20_000);
+  const { successor } = await relay.logged("a successor", ({ message }) => message.includes("has taken over"));
   const pid = Number(successor);
   stage.finally(async () => {
     if (existsSync(`/proc/${pid}`)) process.kill(pid, "SIGKILL");
@@ -254,18 +250,19 @@ scenario("every place is taken: who has one is paired past those who wait, and t
   const { upstream } = await setting(stage, { delayMs: ({ port }) => (port === 80 ? 1500 : 0) }, { max_connections: 4 });
   // Half of the places is for held ones.
   const held = [client(stage), client(stage)];
-  await sleep(300);
+  await eventually("both are held", () => upstream.requests.length === 2);
   // Three at once for two places: all go on unheld, and one waits in front of those that are dialled for.
   const answered: Peer[] = [];
   const others = Array.from({ length: 3 }, async () => {
     const peer = (await client(stage, 82)).write("ping");
-    assert.equal(String(await peer.read(4, 20_000)), "ping");
+    assert.equal(String(await peer.read(4)), "ping");
     answered.push(peer);
   });
   for (const peer of await Promise.all(held)) {
     peer.write("ping");
-    assert.equal(String(await peer.read(4, 3000)), "ping");
+    assert.equal(String(await peer.read(4)), "ping");
   }
+  await settled("how many have an answer", () => answered.length);
   assert.equal(answered.length, 2, "every place is taken");
   assert.equal(upstream.requests.length, 4);
   answered[0]!.finish();
@@ -299,7 +296,7 @@ else:
   assert.match(output, /accepted after/);
   relay.process.signal("SIGCONT");
   // What is left of all those is worked off, and the truth is told again.
-  await eventually("connect() is told the truth", async () => (await attempts(stage.net.relay, SERVER[4], 80))[0]!.said === "ECONNREFUSED", 30_000);
+  await eventually("connect() is told the truth", async () => (await attempts(stage.net.relay, SERVER[4], 80))[0]!.said === "ECONNREFUSED");
 });
 
 scenario("a flood of SYNs with forged sources: memory is bounded, and service goes on", async (stage) => {
@@ -338,7 +335,8 @@ print("sent")
   stage.note(`${served} served meanwhile, ${upstream.requests.length} requests, from ${before} to ${relay.process.residentKiB()} KiB`);
   assert.ok(relay.process.residentKiB() - before < 100 * 1024);
   await eventually("the flood is forgotten", async () => {
+    const before = synsAgain(stage.net.lan);
     const [seen] = await attempts(stage.net.lan, SERVER[4], 80);
-    return seen!.said === "ok" && seen!.ms < AT_ONCE_MS;
-  }, 20_000);
+    return seen!.said === "ok" && synsAgain(stage.net.lan) === before;
+  });
 });

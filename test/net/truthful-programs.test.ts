@@ -107,7 +107,7 @@ interface Program {
 
 const FAILURES = KINDS.filter((kind) => kind !== "there");
 const url = (address: string, port: number): string => `http://${address.includes(":") ? `[${address}]` : address}:${port}/`;
-const noTimes = (said: string): string => said.replaceAll(/\d+ ms/g, "N ms");
+const noTimes = (said: string): string => said.replaceAll(/\d+ (ms|milliseconds)/g, "N ms");
 
 const PROGRAMS: readonly Program[] = [
   ...(["blocking", "non-blocking"] as const).map((how): Program => ({
@@ -135,7 +135,7 @@ print(errno.errorcode.get(error, error))
     clean: (said) => said.split("\n").filter((line) => /failed|connect to/i.test(line)).map(noTimes).join("\n"),
     args: (address, port) => ["-sv", "--noproxy", "*", url(address, port)],
   },
-  { name: "nc -z", path: "/usr/bin/nc", args: (address, port) => ["-z", "-v", "-w", "5", address, `${port}`], kinds: FAILURES, clean: (said) => said.replaceAll(/[\d.]+ seconds/g, "N seconds") },
+  { name: "nc -z", path: "/usr/bin/nc", args: (address, port) => ["-z", "-v", "-w", "30", address, `${port}`], kinds: FAILURES, clean: (said) => said.replaceAll(/[\d.]+ seconds/g, "N seconds") },
   {
     name: "ssh", path: "/usr/bin/ssh", kinds: FAILURES,
     args: (address, port) => ["-F", "none", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "ConnectionAttempts=1", "-p", `${port}`, `nobody@${address}`],

@@ -13,7 +13,6 @@ import { unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { visit } from "./web.ts";
 
-const LONG = { timeoutMs: 180_000 };
 const ENGAGED = /^connections \d+ {2}active \d+ {2}in .*\/s {2}out .*\/s {2}failed \d+$/m;
 
 function up(stage: Stage, ...words: string[]): Process {
@@ -30,7 +29,7 @@ function interrupt(program: Process): void {
 }
 
 async function assertGone(stage: Stage, before: string): Promise<void> {
-  await eventually("no process is left", () => guardians(stage).length === 0, 20_000);
+  await eventually("no process is left", () => guardians(stage).length === 0);
   assert.equal(everything(stage), before, "as it was");
 }
 
@@ -39,55 +38,55 @@ scenario("up with an upstream: traffic goes there, the lines say so, and Ctrl-C 
   theirs(stage);
   const before = everything(stage);
   const program = up(stage, `socks5://${PROXY[4]}:1080`);
-  await program.says(/connections 0 .*\(nothing is redirected: the upstream does not answer: .*ECONNREFUSED/, 30_000);
+  await program.says(/connections 0 .*\(nothing is redirected: the upstream does not answer: .*ECONNREFUSED/);
   assert.equal(await way(stage, 4), RELAY[4]);
   stage.upstream({ protocol: "socks5", dials: true });
-  await program.says(ENGAGED, 30_000);
+  await program.says(ENGAGED);
   for (const family of FAMILIES) assert.equal(await way(stage, family), PROXY[family]);
-  await program.says(new RegExp(`^connections ${FAMILIES.length} `, "m"), 10_000);
+  await program.says(new RegExp(`^connections ${FAMILIES.length} `, "m"));
   interrupt(program);
   assert.equal((await program.exited).code, 0);
   await assertGone(stage, before);
   assert.equal(await way(stage, 4), RELAY[4]);
-}, LONG);
+});
 
 scenario("up alone: the whole chain on this host", async (stage) => {
   servers(stage);
   const before = everything(stage);
   const program = up(stage);
-  await program.says(ENGAGED, 30_000);
+  await program.says(ENGAGED);
   // By itself, and so from this host's own address; but its connections are counted.
   for (const family of FAMILIES) assert.equal(await way(stage, family), RELAY[family]);
-  await program.says(new RegExp(`^connections ${FAMILIES.length}  active \\d+ .* failed 0$`, "m"), 10_000);
+  await program.says(new RegExp(`^connections ${FAMILIES.length}  active \\d+ .* failed 0$`, "m"));
   await assert.rejects(visit(stage.net.relay, "http://198.51.100.200:81/"));
-  await program.says(/ failed 1$/m, 10_000);
+  await program.says(/ failed 1$/m);
   const listing = stage.net.relay.run("nft", ["list", "ruleset"]);
   assert.match(listing, /meta mark 0x00001081 return/, "its own connections are exempt");
   interrupt(program);
   assert.equal((await program.exited).code, 0);
   await assertGone(stage, before);
-}, LONG);
+});
 
 scenario("up with a file, whose policy counts while it runs and not at its end; a connection that stands may end", async (stage) => {
   servers(stage);
   const before = everything(stage);
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
   const file = `${process.env["TMPDIR"] ?? "/tmp"}/up.toml`;
-  stage.net.relay.run("sh", ["-c", `cat > ${file}`], `proxy_url = "${upstream.url()}"\nlisten = "127.0.0.1:1099"\n[firewall]\non_failure = "closed"\nports = [7]\n`);
+  stage.net.relay.run("sh", ["-c", `cat > ${file}`], `proxy_url = "${upstream.url()}"\nlisten = "127.0.0.1:1099"\n[timeouts]\ndrain = "1h"\n[firewall]\non_failure = "closed"\nports = [7]\n`);
   const program = up(stage, "-f", file);
-  await program.says(ENGAGED, 30_000);
+  await program.says(ENGAGED);
   assert.equal(await way(stage, 4), RELAY[4], "another port");
   const peer = await connect(stage.net.relay, SERVER[4], 7);
   peer.write("ping");
   await peer.read(4);
   interrupt(program);
-  await eventually("new ones go direct", () => !/redirect/.test(everything(stage)), 20_000);
+  await eventually("new ones go direct", () => !/redirect/.test(everything(stage)));
   peer.write("pong");
   assert.equal(String(await peer.read(4)), "pong", "what stands goes on for a while");
   peer.finish();
   assert.equal((await program.exited).code, 0);
   await assertGone(stage, before);
-}, LONG);
+});
 
 scenario("Ctrl-C at any moment leaves nothing behind, and so does kill -9", async (stage) => {
   const before = everything(stage);
@@ -101,11 +100,11 @@ scenario("Ctrl-C at any moment leaves nothing behind, and so does kill -9", asyn
     await assertGone(stage, before);
   }
   const program = up(stage, `socks5://${PROXY[4]}:1080`);
-  await program.says(ENGAGED, 30_000);
+  await program.says(ENGAGED);
   process.kill(-program.pid, "SIGKILL");
   await program.exited;
   await assertGone(stage, before);
-}, LONG);
+});
 
 scenario("what stands in the way is one clear error, with what to run", async (stage) => {
   const attempt = (command: readonly string[]): string => {
@@ -122,4 +121,4 @@ scenario("what stands in the way is one clear error, with what to run", async (s
   const bare = ["unshare", "--mount", "sh", "-c", 'mount -t tmpfs none /usr/sbin && exec "$@"', "sh", process.execPath, MAIN, "up"];
   assert.match(attempt(bare), /^transplice up: firewall: there is no nft and no iptables here; run: apt-get install nftables/);
   assert.match(attempt([process.execPath, MAIN, "up", "sox://192.0.2.1:1"]), /^UPSTREAM: sox:\/\/ is not supported; allowed: socks5:/);
-}, LONG);
+});

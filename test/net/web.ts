@@ -49,7 +49,7 @@ export interface Fetched {
 export async function curl(host: Host, ...args: string[]): Promise<Fetched> {
   const program: Process = host.spawn(
     "curl",
-    ["--silent", "--show-error", "--noproxy", "*", "--max-time", "30", ...args],
+    ["--silent", "--show-error", "--noproxy", "*", "--max-time", "60", ...args],
     { binary: true },
   );
   const exit = await program.exited;
