@@ -337,10 +337,10 @@ scenario("HUP: other settings, another upstream, another port, and no rules at a
   assert.deepEqual([...seen], ["served"]);
 
   relay.configure(managed("nft", "open", {}, { manage: false }));
-  const [peer] = await tunnels([stage.net.relay]);
+  const standing = await tunnels([stage.net.relay]);
   await relay.reload();
   await assertDirect(stage);
-  await exchange(peer!);
+  await Promise.all(standing.map(exchange));
   // When the drain time is over, of the settings before.
   await unguarded(stage);
   assert.equal(everything(stage), before, "without a trace");
@@ -348,7 +348,7 @@ scenario("HUP: other settings, another upstream, another port, and no rules at a
   await relay.reload(isReloaded);
   await eventually("they come back", () => everything(stage) !== before);
   await eventually("and serve", async () => (await way(stage.net.relay, 4)) === PROXY[4]);
-  peer!.finish();
+  for (const peer of standing) peer.finish();
   assert.equal((await relay.stop()).code, 0);
   assert.equal(everything(stage), before);
 });
