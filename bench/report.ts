@@ -5,7 +5,7 @@
 import { spawnSync } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { cpus, totalmem } from "node:os";
-import { MEASURES, type Measure, type MeasureName, type Numbers } from "./measures.ts";
+import { MEASURES, type Measure, type MeasureName, type Numbers, OFTEN } from "./measures.ts";
 import { median } from "./middle.ts";
 import { BIN, DEBIAN, GO_PEERS, programPath, roleOf, ROOT, type SubjectName } from "./subjects.ts";
 
@@ -254,7 +254,7 @@ export function resultsFile(run: Run): { markdown: string; targets: string } {
     "# How fast",
     "",
     "Written by `make bench`; see `bench/run.ts` for how it is measured. Medians of " +
-      `${run.reps} repetitions of ${run.seconds} s each; in brackets the ratio to the limit, ` +
+      `${run.reps} repetitions of ${run.seconds} s each, of ${OFTEN} times as many where a target is near; in brackets the ratio to the limit, ` +
       "paired by repetition: median, least-most. CPU is the relay's own, all its threads; with both " +
       "ends' it is of the relay, the client and the destination. The " +
       "limit is `bench/limit.c`: the same algorithm in C with nothing around it. transplice has " +

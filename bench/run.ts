@@ -270,7 +270,7 @@ async function measureAll(): Promise<void> {
     const those = subjects.filter((subject) => measure.subjects(subject));
     const rows = new Map(those.map((subject) => [subject, [] as Numbers[]]));
     results.set(name, rows);
-    const turns = measure.kind === "alone" ? Math.ceil(reps / measure.oneIn) : reps;
+    const turns = measure.kind === "alone" ? Math.ceil(reps / measure.oneIn) : reps * (measure.often ?? 1);
     for (let rep = 0; rep < turns; rep++) {
       for (const subject of rep % 2 === 0 ? those : those.toReversed()) {
         if (process.stdout.isTTY) process.stdout.write(`\r\x1b[K${name} ${rep + 1}: ${subject}`);
@@ -326,7 +326,7 @@ if (flags.help) {
   console.log(`usage: node dist/bench/run.js [options]
   --subjects a,b   of ${SUBJECTS.join(", ")}
   --measures a,b   of ${Object.keys(MEASURES).join(", ")}
-  --reps N         repetitions of each measure (5; of idle and heap fewer)
+  --reps N         repetitions of each measure (5; of some more, of idle and heap fewer)
   --seconds S      of each measurement (${FULL.seconds})
   --quick          seconds rather than minutes: shows that everything works, not how fast
   --ipv6           the clients of the relays come by IPv6
