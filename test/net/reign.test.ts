@@ -353,6 +353,24 @@ scenario("HUP: other settings, another upstream, another port, and no rules at a
   assert.equal(everything(stage), before);
 });
 
+scenario("what stood when the rules went leads nobody astray afterwards", async (stage) => {
+  const tracked = (): number => FAMILIES.map((family) => stage.net.relay.attempt("conntrack", ["-L", "-f", `ipv${family}`, "-p", "tcp", "--reply-port-src", "1081"]))
+    .reduce((sum, { stdout }) => sum + stdout.split("\n").filter((line) => line !== "").length, 0);
+  if (stage.net.relay.attempt("conntrack", ["-L"]).status !== 0) stage.skip("conntrack cannot be run here");
+  servers(stage);
+  echo(stage);
+  const settings = managed("nft", "open");
+  requireBackend(stage, settings, "nft");
+  upstream(stage);
+  const relay = await stage.relay(settings);
+  await engaged(relay);
+  await tunnels([stage.net.relay, stage.net.lan]);
+  assert.equal(tracked(), 2 * FAMILIES.length);
+  kill(relay.process.pid);
+  await unguarded(stage);
+  assert.equal(tracked(), 0);
+});
+
 scenario("an upgrade: rules stand without a gap, and the guardian is the successor's", async (stage) => {
   servers(stage);
   echo(stage);

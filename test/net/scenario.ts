@@ -31,6 +31,8 @@ export class Stage {
   constructor(context: TestContext) {
     this.#context = context;
     this.net = shared ??= network();
+    // What the kernel takes for connections of the last scenario would lead those of this one astray.
+    for (const family of ["ipv4", "ipv6"]) this.net.relay.attempt("conntrack", ["-F", "-f", family]);
   }
 
   /** Ends the scenario as not played, with the reason. */

@@ -12,7 +12,7 @@ import { appendFile } from "node:fs";
 import { Socket } from "node:net";
 import { hostname } from "node:os";
 import type { Config, LogLevel } from "../../config/config.ts";
-import { apply, compared, isAnyPresent, isRouted, type Listing, present, removeAll, usable } from "./kernel.ts";
+import { apply, compared, forgetRedirected, isAnyPresent, isRouted, type Listing, present, removeAll, usable } from "./kernel.ts";
 import { isRouting, ruleOf } from "./marks.ts";
 import type { FirewallPlan } from "./plan.ts";
 import { type FirewallBackend, Refusal, refusalText } from "./tools.ts";
@@ -139,8 +139,10 @@ class Guardian {
   async #carryOut(order: Order): Promise<string | null> {
     try {
       if (order.trial !== null) await usable(order.backends, order.trial);
-      const { changed, standing } = await bring(order, this.#standing?.backend ?? null);
+      const before = this.#standing;
+      const { changed, standing } = await bring(order, before?.backend ?? null);
       this.#standing = standing;
+      if (before !== null && standing === null) await forgetRedirected(before.plan);
       this.#done = order;
       if (this.#orphanedMs !== null && changed) await lastWords(order);
       this.#report({ kind: "done", number: order.number, backend: standing?.backend ?? null });

@@ -4,6 +4,7 @@
  * nothing else.
  */
 import { readFileSync } from "node:fs";
+import { networkInterfaces } from "node:os";
 import { iptablesRules, NEW_TABLE, type OwnTables, ownTables, tablesOf, transition } from "./iptables.ts";
 import { NFT_REMOVAL, NFT_TABLE, nftRules, withoutLearnt } from "./nft.ts";
 import { isRouting, markMask, ROUTE_PROTOCOL, routeOf, ruleOf } from "./marks.ts";
@@ -197,6 +198,27 @@ export async function removeAll(kept: FirewallBackend | null): Promise<void> {
     }
   }
   if (kept === null) await route(null);
+}
+
+/** Where REDIRECT leads what this host itself connects to. */
+const LOOPBACK = { 4: "127.0.0.1", 6: "::1" } as const;
+
+/**
+ * After the plan's rules have gone. With the last rule that needs it the kernel stops to track
+ * connections: it does not see the end of those that stood, keeps them for days, and would lead a new
+ * one, from the same port to the same destination, to where they went. conntrack(8) is not on every
+ * host; where it is not, they stay.
+ */
+export async function forgetRedirected({ mode, output, interfaces, families }: FirewallPlan): Promise<void> {
+  if (mode !== "redirect" || tool("conntrack") === null) return;
+  const all = networkInterfaces();
+  for (const { family, port } of families) {
+    const theirs = interfaces.flatMap((name) => (all[name] ?? []).filter((each) => each.family === `IPv${family}`).map(({ address }) => address));
+    for (const address of new Set(output ? [LOOPBACK[family], ...theirs] : theirs)) {
+      // It fails where there is none.
+      await run("conntrack", ["-D", "-f", `ipv${family}`, "-p", "tcp", "-r", address, "--reply-port-src", `${port}`]);
+    }
+  }
 }
 
 /** iptables-nft makes a table for the first rule and leaves it: a table that we brought goes too. */
