@@ -142,7 +142,8 @@ class Guardian {
       const before = this.#standing;
       const { changed, standing } = await bring(order, before?.backend ?? null);
       this.#standing = standing;
-      if (before !== null && standing === null) await forgetRedirected(before.plan);
+      // While the proxy lives, what it holds works again when rules come back.
+      if (before !== null && standing === null && this.#orphanedMs !== null) await forgetRedirected(before.plan);
       this.#done = order;
       if (this.#orphanedMs !== null && changed) await lastWords(order);
       this.#report({ kind: "done", number: order.number, backend: standing?.backend ?? null });
