@@ -30,7 +30,7 @@ export interface Scale {
 }
 
 export const FULL: Scale = {
-  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000, watchedRounds: 32,
+  seconds: 1, idle: [1000, 9000], ttfbSamples: 20, heapMessages: 1_000_000, failures: 10_000, watchedRounds: 12,
 };
 export const QUICK: Scale = {
   seconds: 0.2, idle: [100, 500], ttfbSamples: 3, heapMessages: 20_000, failures: 200, watchedRounds: 2,
@@ -390,10 +390,11 @@ async function idle(name: SubjectName, scale: Scale, options: SubjectOptions): P
 }
 
 /**
- * There are many short rounds of each kind, in turn: what drifts, drifts for all; and on two cores the p99 of a
- * round is one or its double, by where the scheduler has put three busy threads in it.
+ * There are many rounds of each kind, in turn: what drifts, drifts for all; and on two cores the p99 of a
+ * round is one or its double, by where the scheduler has put three busy threads in it. They take whole
+ * seconds: what happens once a second is in each, or their median would leave it out.
  */
-const ROUND_SECONDS = 0.3;
+const ROUND_SECONDS = 1;
 /** Rates vary less than p99: rounds of short connections are one in so many. */
 const SHORTS_IN = 3;
 /** Before anything is measured, so often a second: who is watched for hours is compiled. */
@@ -453,7 +454,7 @@ async function watched(name: SubjectName, scale: Scale, options: SubjectOptions)
     floor.end();
     await idlers.end();
     const of = (kind: keyof typeof rounds, look: Look, key: keyof Round): number => median(rounds[kind].map((each) => each[look][key]));
-    /** Of what happens once a second, which is in some rounds and not in others. */
+    /** Of what takes a share that is not the same in each. */
     const mean = (kind: keyof typeof rounds, look: Look, key: keyof Round): number =>
       rounds[kind].reduce((sum, each) => sum + each[look][key], 0) / rounds[kind].length;
     const ratioOf = (kind: keyof typeof rounds, look: Look, key: keyof Round): number => of(kind, look, key) / of(kind, "nobody", key);
