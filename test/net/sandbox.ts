@@ -240,6 +240,15 @@ export class Host implements Place {
     this.within(() => writeFileSync(`/proc/sys/${name.replaceAll(".", "/")}`, String(value)));
   }
 
+  /** One of the counters that nstat(8) calls TcpExt*, of this network. */
+  tcpExt(name: string): number {
+    const text = this.within(() => readFileSync("/proc/thread-self/net/netstat", "utf8"));
+    const [names, values] = text.split("\n").filter((line) => line.startsWith("TcpExt:")).map((line) => line.split(" "));
+    const value = values![names!.indexOf(name)];
+    if (value === undefined) throw new Error(`this kernel does not count TcpExt${name}`);
+    return Number(value);
+  }
+
   /** Addresses of this host that are on no wire: others reach them by a route. */
   owns(...addresses: string[]): void {
     this.ip(...addresses.filter(usable).map((address) => `address add ${address} dev lo${atOnce(address)}`));

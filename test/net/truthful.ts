@@ -3,7 +3,7 @@
  * program that connects and tells what connect() said to it.
  */
 import { strict as assert } from "node:assert";
-import { readFileSync, writeFileSync } from "node:fs";
+import { writeFileSync } from "node:fs";
 import { PATIENCE_MS } from "./actors.ts";
 import { MAIN, type Settings, toml } from "./relay.ts";
 import { type Host, PRIVATE } from "./sandbox.ts";
@@ -75,12 +75,8 @@ export async function attempts(
   return lines.map(([said, ms]) => ({ said: said!, ms: Number(ms) }));
 }
 
-/** How often a SYN of the host's was sent again, so far: TCPSynRetrans of netstat(8). */
-export function synsAgain(host: Host): number {
-  const text = host.within(() => readFileSync("/proc/thread-self/net/netstat", "utf8"));
-  const [names, values] = text.split("\n").filter((line) => line.startsWith("TcpExt:")).map((line) => line.split(" "));
-  return Number(values![names!.indexOf("TCPSynRetrans")]);
-}
+/** How often a SYN of the host's was sent again, so far. */
+export const synsAgain = (host: Host): number => host.tcpExt("TCPSynRetrans");
 
 const ROUNDS = 4;
 

@@ -65,10 +65,7 @@ async function start(
 }
 
 /** Acknowledgements that waited for something to travel with, in vain. */
-function delayedAcks(host: Host): number {
-  const [, count] = /^TcpExtDelayedACKs +(\d+)/m.exec(host.run("nstat", ["-asz", "TcpExtDelayedACKs"]))!;
-  return Number(count);
-}
+const delayedAcks = (host: Host): number => host.tcpExt("DelayedACKs");
 
 for (const proxy of PROXIES) {
   const account = ACCOUNTS.get(proxy)!;
