@@ -67,6 +67,7 @@ scenario("metrics: what promtool reads without complaint, and is so", async (sta
   const said = lint(page);
   if (said === null) stage.note("promtool is not here (Debian's package prometheus): the page was not linted");
   else assert.equal(said, "");
+  assert.doesNotMatch(page, /usocksd_|transplice_denied/, "there is no egress");
   const upstream = `{upstream="${text(PROXY[4], 1080)}"}`;
   const expected = {
     transplice_tunnels_active: 3,

@@ -26,7 +26,7 @@ class Part implements MetricsPart {
   is: Record<string, number> = {};
   #read: Record<string, number> = {};
 
-  read(): string {
+  read(): string | null {
     this.#read = { ...this.is };
     return Object.keys(this.#read).join();
   }
@@ -101,6 +101,30 @@ times_count{name="\\"\\\\\\n -8675309"} -8675306
 `;
   assert.equal(await scrape(page), expected);
   assert.equal(await scrape(page), expected, "and again");
+});
+
+test("a part that has nothing to say is not on the page, until it has", async () => {
+  class Late extends Part {
+    begun = false;
+
+    override read(): string | null {
+      return super.read() !== null && this.begun ? "begun" : null;
+    }
+
+    override families(): Family[] {
+      return [new One("gauge", "late", "Late.", () => 7)];
+    }
+  }
+  for (const accept of FORMATS) {
+    const [part, late] = [new Part(), new Late()];
+    const page = new MetricsPage([late, part]);
+    const without = await scrape(new MetricsPage([part]), accept);
+    assert.equal(await scrape(page, accept), without);
+    late.begun = true;
+    assert.match(await scrape(page, accept), /^# HELP late Late\.\n# TYPE late gauge\nlate 7\n\n?# HELP a/);
+    late.begun = false;
+    assert.equal(await scrape(page, accept), without);
+  }
 });
 
 test("lines come and go", async () => {

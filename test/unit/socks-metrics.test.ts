@@ -22,6 +22,7 @@ class World {
   readonly health = new Map<string, { usable: boolean; listed: boolean }>();
   readonly told: string[] = [];
   readonly sources: { -readonly [name in keyof SocksSources]: SocksSources[name] } = {
+    serves: () => true,
     socks: () => new SocksTotals(this.#socks),
     addresses: () => this.reader.addresses(),
     health: (address) => this.health.get(address) ?? null,
@@ -361,6 +362,19 @@ function raw(port: number, text: string): Promise<string> {
     socket.on("error", reject).on("close", () => resolve(got));
   });
 }
+
+test("where no egress has ever been there is not a line; what it has counted stays when it goes", async (context) => {
+  const world = new World(context);
+  const port = await world.listen();
+  world.sources.serves = () => false;
+  assert.doesNotMatch((await ask(port)).body, /usocksd_|transplice_/);
+  world.sources.serves = () => true;
+  world.socks[0].request(5, STATUS.granted);
+  const granted = /^usocksd_connections_total\{version="SOCKS5",status="granted"\} 1$/m;
+  assert.match((await ask(port)).body, granted);
+  world.sources.serves = () => false;
+  assert.match((await ask(port)).body, granted);
+});
 
 test("a source that throws is an answer of 500, and the next scrape is served", async (context) => {
   const world = new World(context);

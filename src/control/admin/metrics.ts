@@ -18,9 +18,9 @@ export type Labels = Readonly<Record<string, string>>;
 export interface MetricsPart {
   /**
    * A scrape begins: what its numbers are made of is to be read now. Answers what its lines depend on:
-   * while that is the same, so are they, and in the same order.
+   * while that is the same, so are they, and in the same order. null: it has none on this page.
    */
-  read(): string;
+  read(): string | null;
   /** `boundText`: how this format writes a bucket's bound. */
   families(boundText: (bound: number) => string): Family[];
 }
@@ -151,8 +151,8 @@ export class MetricsPage {
     const plain = new Registry();
     const open = new Registry<OpenMetricsContentType>();
     open.setContentType(Registry.OPENMETRICS_CONTENT_TYPE);
-    this.#plain = new Format(plain.contentType, plain, parts.flatMap((part) => part.families(String)));
-    this.#open = new Format(open.contentType, open, parts.flatMap((part) => part.families(floatText)));
+    this.#plain = new Format(plain.contentType, plain, parts.map((part) => part.families(String)));
+    this.#open = new Format(open.contentType, open, parts.map((part) => part.families(floatText)));
   }
 
   /**
@@ -170,9 +170,9 @@ export class MetricsPage {
       response.end(text, length === text.length ? "latin1" : "utf8"); // Of what is ASCII, that is a copy.
       this.#makeWay();
     };
-    const shape = this.#parts.map((part) => part.read()).join("\n");
+    const shapes = this.#parts.map((part) => part.read());
     this.#makeWay();
-    const text = format.text(shape);
+    const text = format.text(shapes);
     return typeof text === "string" ? send(text) : text.then(send);
   }
 }
@@ -184,11 +184,15 @@ const floatText = (value: number): string => (Number.isInteger(value) ? `${value
 const PLACE = -8_675_309;
 const PLACES = new RegExp(`(?<= )${PLACE}$`, "m");
 
+/** What of a registry is used. */
+type Lines = Pick<Registry, "clear" | "registerMetric" | "metrics">;
+
 /** The page in one format. */
 class Format {
   readonly contentType: string;
-  readonly #registry: Pick<Registry, "registerMetric" | "metrics">;
-  readonly #families: readonly Family[];
+  readonly #registry: Lines;
+  /** Of each part. */
+  readonly #families: readonly (readonly Family[])[];
   /** What the lines depend on that #page was written for. */
   #shape: string | null = null;
   /** What stands between numbers, and numbers, in turn. */
@@ -196,19 +200,22 @@ class Format {
   /** Those that stand in it. */
   #numbers: readonly number[] = [];
 
-  constructor(contentType: string, registry: Pick<Registry, "registerMetric" | "metrics">, families: readonly Family[]) {
+  constructor(contentType: string, registry: Lines, families: readonly (readonly Family[])[]) {
     this.contentType = contentType;
     this.#registry = registry;
     this.#families = families;
-    // What the types do not say: a registry wants no more of a metric than its name and get().
-    for (const family of families) registry.registerMetric(family as unknown as Metric);
   }
 
-  /** Of what has just been read, whose lines depend on `shape`. */
-  text(shape: string): string | Promise<string> {
+  /** Of what has just been read: what its parts' lines depend on. */
+  text(shapes: readonly (string | null)[]): string | Promise<string> {
+    const families = this.#families.filter((_, part) => shapes[part] !== null).flat();
+    const shape = JSON.stringify(shapes);
     const numbers: number[] = [];
-    for (const family of this.#families) family.put(numbers);
+    for (const family of families) family.put(numbers);
     if (shape === this.#shape) return this.#with(numbers);
+    this.#registry.clear();
+    // What the types do not say: a registry wants no more of a metric than its name and get().
+    for (const family of families) this.#registry.registerMetric(family as unknown as Metric);
     // Every family is asked for its lines before the first await in metrics(): they are those of now.
     return this.#registry.metrics().then((text) => {
       this.#take(shape, text);

@@ -126,7 +126,7 @@ export class Observatory {
       noExit: () => egress.noExit,
     });
     const page = new MetricsPage([
-      new SocksMetrics({ socks: () => fleet.socks, ...counted }),
+      new SocksMetrics({ serves: () => observed.config().egress !== null, socks: () => fleet.socks, ...counted }),
       new ProxyMetrics(() => this.#numbers()),
     ], makeWay);
     this.#metrics = new HttpServers({

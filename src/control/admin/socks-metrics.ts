@@ -12,6 +12,8 @@ import type { NamesStats } from "../names/names.ts";
 
 /** Current numbers, all asked for once in each scrape. */
 export interface SocksSources {
+  /** There is an egress. Where there never was one, there is nothing to say. */
+  readonly serves: () => boolean;
   readonly socks: () => SocksTotals;
   readonly addresses: () => readonly AddressCounts[];
   /** null: this address is no longer in the pool. */
@@ -43,13 +45,17 @@ interface Numbers {
 export class SocksMetrics implements MetricsPart {
   readonly #sources: SocksSources;
   #numbers: Numbers | null = null;
+  /** Counters that were shown once do not go. */
+  #hasServed = false;
 
   constructor(sources: SocksSources) {
     this.#sources = sources;
   }
 
-  read(): string {
-    const { socks, addresses, health, denied, names } = this.#sources;
+  read(): string | null {
+    const { serves, socks, addresses, health, denied, names } = this.#sources;
+    this.#hasServed ||= serves();
+    if (!this.#hasServed) return null;
     const totals = socks();
     const requests: Request[] = [];
     const reads: AddressRead[] = [];
