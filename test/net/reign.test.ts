@@ -270,6 +270,14 @@ scenario("kill -9 of the guardian: another takes its place, and does its work", 
   assert.equal(everything(stage), before, "without a trace");
 });
 
+/** The proxy and its guardian, so that neither sees the other's end. */
+async function killBoth(stage: Stage, { process: { pid, exited } }: Relay): Promise<void> {
+  const [guardian] = guardians(stage);
+  for (const each of [guardian!, pid]) process.kill(each, "SIGSTOP");
+  for (const each of [guardian!, pid]) process.kill(each, "SIGKILL");
+  await exited;
+}
+
 scenario("kill -9 of both at once: rules stand until the next start, which makes of them what they should be", async (stage) => {
   servers(stage);
   for (const policy of ["open", "closed"] as const) {
@@ -279,11 +287,7 @@ scenario("kill -9 of both at once: rules stand until the next start, which makes
     const proxy = upstream(stage);
     const relay = await stage.relay(settings);
     await engaged(relay);
-    const [guardian] = guardians(stage);
-    // So that neither sees the other's end.
-    for (const pid of [guardian!, relay.process.pid]) process.kill(pid, "SIGSTOP");
-    for (const pid of [guardian!, relay.process.pid]) process.kill(pid, "SIGKILL");
-    await relay.process.exited;
+    await killBoth(stage, relay);
     await assertRefused(stage);
     // What a unit's ExecStopPost does.
     assert.equal(firewall.run("release").status, 0);
@@ -360,15 +364,21 @@ scenario("what stood when the rules went leads nobody astray afterwards", async 
   servers(stage);
   echo(stage);
   const settings = managed("nft", "open");
-  requireBackend(stage, settings, "nft");
+  const firewall = requireBackend(stage, settings, "nft");
   upstream(stage);
-  const relay = await stage.relay(settings);
-  await engaged(relay);
-  await tunnels([stage.net.relay, stage.net.lan]);
-  assert.equal(tracked(), 2 * FAMILIES.length);
-  kill(relay.process.pid);
-  await unguarded(stage);
-  assert.equal(tracked(), 0);
+  for (const by of ["the guardian", "release"]) {
+    const relay = await stage.relay(settings);
+    await engaged(relay);
+    await tunnels([stage.net.relay, stage.net.lan]);
+    assert.equal(tracked(), 2 * FAMILIES.length);
+    if (by === "the guardian") kill(relay.process.pid);
+    else {
+      await killBoth(stage, relay);
+      assert.equal(firewall.run("release").status, 0);
+    }
+    await unguarded(stage);
+    assert.equal(tracked(), 0, by);
+  }
 });
 
 scenario("an upgrade: rules stand without a gap, and the guardian is the successor's", async (stage) => {

@@ -13,7 +13,7 @@ import { availableParallelism } from "node:os";
 import type { Config, Upstream } from "../../config/config.ts";
 import { socketAddress } from "../../config/endpoint.ts";
 import { iptablesRules, ownTables, transition } from "./iptables.ts";
-import { apply, compared, isAnyPresent, isAnyRouted, isRouted, LEARN_NEEDS_NFT, type Listing, nftLines, nftSaid, NONE, present, removeAll, tableLines, usable } from "./kernel.ts";
+import { apply, compared, forgetRedirected, isAnyPresent, isAnyRouted, isRouted, LEARN_NEEDS_NFT, type Listing, nftLines, nftSaid, NONE, present, removeAll, tableLines, usable } from "./kernel.ts";
 import { NFT_TABLE, nftRules } from "./nft.ts";
 import { isRouting, routeOf, ruleOf } from "./marks.ts";
 import { type FirewallPlan, firewallPlan } from "./plan.ts";
@@ -75,7 +75,11 @@ async function release(backends: readonly FirewallBackend[], config: Config): Pr
   const { manage, onFailure } = config.firewall;
   if (!manage || config.upstream === null) return said("not managed; rules are left as they are\n");
   if (!(await isAnyPresent())) return said("absent\n");
-  if (onFailure === "open") return removed();
+  if (onFailure === "open") {
+    const outcome = await removed();
+    if (outcome.code === 0) await planned(config, []).then(forgetRedirected, () => {}); // Of a user who is gone, none can be made.
+    return outcome;
+  }
   // An upstream's name that nobody resolves is no reason to let connections go direct.
   const plan = await planned(config).catch(() => planned(config, []));
   const refused: FirewallPlan = { ...plan, stage: "refused" };
