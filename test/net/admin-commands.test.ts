@@ -6,7 +6,7 @@ import { strict as assert } from "node:assert";
 import { writeFileSync } from "node:fs";
 import { ADMIN_PORT, Asker, TOKEN } from "./admin.ts";
 import { BLACK_HOLE, PROXY, SERVER } from "./network.ts";
-import { connect, eventually, type Peer, text } from "./actors.ts";
+import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
 import type { Process } from "./process.ts";
 import { entriesOf, MAIN, type Relay, type Settings } from "./relay.ts";
 import { PRIVATE } from "./sandbox.ts";
@@ -15,6 +15,8 @@ import { codeOf } from "./socks.ts";
 
 const ADMIN = { listen: `127.0.0.1:${ADMIN_PORT}`, token: TOKEN };
 const UPSTREAM = text(PROXY[4], 1080);
+/** Longer than a client of the endpoint waits for a sign of life. */
+const LONG_SILENCE_MS = 11_000;
 
 async function setting(stage: Stage, more: Settings = {}): Promise<Relay> {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
@@ -154,6 +156,16 @@ scenario("trace: a client's, a name's, and what fails; five at once are too many
   assert.equal((await asker.get("/trace?two=:80")).status, 400);
   await relay.stop();
   assert.deepEqual([(await byClient.process.exited).code, /the process stops/.test(byClient.process.output)], [1, true]);
+});
+
+scenario("trace: whoever waits for a connection is told of it, however late it comes", async (stage) => {
+  const { file } = await setting(stage);
+  const { steps, process } = await follow(stage, file, text(SERVER[4], 85));
+  await sleep(LONG_SILENCE_MS);
+  await tunnel(stage, 85);
+  await eventually("it is told", () => names(steps()).includes("first-byte-down"));
+  process.signal("SIGINT");
+  assert.equal((await process.exited).code, 0, process.output);
 });
 
 scenario("as redsocks, USR1 lists the clients in the log", async (stage) => {

@@ -6,12 +6,13 @@ import { readFileSync } from "node:fs";
 import http from "node:http";
 import type { AdminAddress, Config } from "../../config/config.ts";
 import { portOf, textOf } from "../../config/endpoint.ts";
+import { ALIVE_MS } from "./event-streams.ts";
 
 export type Answer = { readonly status: number; readonly body: unknown } | { readonly wrong: string };
 
 const ANSWER_MS = 10_000;
-/** A stream has something to say each second. */
-const SILENCE_MS = 10_000;
+/** A stream that has nothing to say says so each ALIVE_MS. */
+const SILENCE_MS = 2.5 * ALIVE_MS;
 const ANSWER_BYTES_MAX = 1 << 26;
 
 /** `wrong`: there is no endpoint, and how to have one. */

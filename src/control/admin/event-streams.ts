@@ -6,8 +6,11 @@ import type http from "node:http";
 
 /** What may stand unsent for one listener. */
 const UNSENT_BYTES_MAX = 1024 * 1024;
-/** A listener whose connection is silently gone is found out by writing to it: so often at least. */
-const ALIVE_MS = 15_000;
+/**
+ * A listener whose connection is silently gone is found out by writing to it, and one who is there
+ * hears that we are: so often at least.
+ */
+export const ALIVE_MS = 4_000;
 
 export class EventStreams {
   readonly #most: number;
