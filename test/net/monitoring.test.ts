@@ -58,6 +58,12 @@ scenario("every metric of the dashboard and of the alerts is one that the proces
       assert.match(page, new RegExp(`^${metric}\\{[^}]*\\b${label}="`, "m"), `${metric} has no label ${label}`);
     }
   }
+  // What promtool's tests of the rules are fed with is what there is: else an alert speaks of a label that is not there.
+  const labelsOf = (labels: string): string[] => [...labels.matchAll(/(\w+)="/g)].map(([, label]) => label!).filter((label) => !["job", "instance"].includes(label)).sort();
+  for (const [, metric, labels] of read("alerts.test.yml").matchAll(/series: '(\w+)\{([^}]*)\}'/g)) {
+    const [, real = ""] = new RegExp(`^${metric}(?:\\{([^}]*)\\})? `, "m").exec(page)!;
+    assert.deepEqual(labelsOf(labels!), labelsOf(real), `the labels of ${metric}`);
+  }
 });
 
 scenario("the alert rules are right, and come when they should", async (stage) => {
