@@ -7,7 +7,7 @@ import { statSync, writeFileSync } from "node:fs";
 import { ADMIN_PORT, Asker, endings, lint, sum, TOKEN } from "./admin.ts";
 import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
 import { PROXY, RELAY, SERVER } from "./network.ts";
-import { Faults, type Relay, type Settings, type StartOptions } from "./relay.ts";
+import { Faults, MAIN, type Relay, type Settings, type StartOptions, toml } from "./relay.ts";
 import { PRIVATE, shadow } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { codeOf, tunnel as tunnelBySocks } from "./socks.ts";
@@ -109,6 +109,21 @@ async function eventuallyAddsUp(asker: Asker, ended: number): Promise<ReadonlyMa
   await eventually(`${ended} connections have ended`, async () => sum(endings(await asker.metrics()).values()) === ended);
   return assertAddsUp(asker);
 }
+
+scenario("metrics: lines of the log that nobody took are counted", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  stage.upstream({ protocol: "socks5", echoes: true });
+  const file = `${PRIVATE}/unread.toml`;
+  writeFileSync(file, toml({ listen: LISTEN, workers: 1, admin: ADMIN, proxy_url: `socks5://${text(PROXY[4], 1080)}` }));
+  // Who reads the log leaves after the first line, which says that it is ready.
+  const program = stage.spawn(stage.net.relay, "bash", "-c", `exec ${process.execPath} ${MAIN} -f ${file} 2> >(head -n 1)`);
+  await eventually("it is ready", () => program.output.includes("is ready"));
+  const peer = await tunnel(stage);
+  peer.finish();
+  await peer.rest();
+  const asker = new Asker(stage.net.relay);
+  await eventually("its end is lost", async () => (await asker.metrics()).get("transplice_log_dropped_total") === 1);
+});
 
 scenario("a worker that dies leaves each of its connections a reason", async (stage) => {
   const faults = new Faults();

@@ -283,6 +283,25 @@ test("a reader that has gone costs the lines that he was sent, no more", async (
   assert.deepEqual(opened[0]!.lines, [
     'info: "c"', 'warning: "the log could not be written" attempts=1 error="EPIPE"', 'warning: "2 log lines were dropped" dropped=2',
   ]);
+  assert.equal(log.dropped, 2);
+});
+
+test("each drop is told of once, and counted with all before it", async (t) => {
+  t.mock.timers.enable({ apis: ["setTimeout"] });
+  const { log, opened } = rig();
+  for (const lost of [2, 3]) {
+    opened[0]!.plan.push("EPIPE");
+    for (let n = 0; n < lost; n++) log.info("lost");
+    await turn();
+    log.info("taken");
+    t.mock.timers.tick(1000);
+    await turn();
+  }
+  await log.close();
+  assert.deepEqual(opened[0]!.lines.filter((line) => line.includes("dropped")), [
+    'warning: "2 log lines were dropped" dropped=2', 'warning: "3 log lines were dropped" dropped=3',
+  ]);
+  assert.equal(log.dropped, 5);
 });
 
 test("a write of nothing is no reason to spin", async (t) => {

@@ -160,7 +160,7 @@ test("a worker, an upstream's address and a listener come and go, and the kernel
     ({ address, active: 1, dials, dialFailures: 0, handshakeFailures: 0, drained: false, healthy: true });
   const backlog = (address: string) => ({ address, role: "transparent" as const, waiting: 3, max: 4 });
   let now: ProxyNumbers = {
-    counters, meters, workers: [worker(0)], cpuSeconds: [1.5], replacements: 0, tunnelsMax: 100, upstreams: [], backlogs: [],
+    counters, meters, workers: [worker(0)], cpuSeconds: [1.5], replacements: 0, logDropped: 0, tunnelsMax: 100, upstreams: [], backlogs: [],
     fds: { open: 10, limit: 20 }, residentBytes: 30, ready: true, version: "1.2.3",
   };
   const page = new MetricsPage([new ProxyMetrics(() => now)]);

@@ -16,7 +16,7 @@ interface Sample {
 function samples(numbers: Partial<ProxyNumbers>, name: string): Sample[] {
   const all: ProxyNumbers = {
     counters: countersRow(new SharedArrayBuffer(countersBytes(1)), 0), meters: metersRow(new SharedArrayBuffer(metersBytes(1)), 0),
-    workers: [], cpuSeconds: [], replacements: 0, tunnelsMax: 0, upstreams: [], backlogs: [], fds: { open: 0, limit: 0 }, residentBytes: 0,
+    workers: [], cpuSeconds: [], replacements: 0, logDropped: 0, tunnelsMax: 0, upstreams: [], backlogs: [], fds: { open: 0, limit: 0 }, residentBytes: 0,
     ready: true, version: "0", ...numbers,
   };
   const metrics = new ProxyMetrics(() => all);

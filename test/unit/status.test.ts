@@ -43,7 +43,7 @@ class World {
   survey = (): Promise<void> => Promise.resolve();
   readonly status = new Status({
     numbers: (): ProxyNumbers => ({
-      counters: this.counters.slice(), meters: this.meters.slice(), workers: this.workers, cpuSeconds: this.cpuSeconds, replacements: 0,
+      counters: this.counters.slice(), meters: this.meters.slice(), workers: this.workers, cpuSeconds: this.cpuSeconds, replacements: 0, logDropped: 0,
       tunnelsMax: 100, upstreams: this.upstreams.map((each) => ({ ...each })), backlogs: [{ address: "127.0.0.1:1081", role: "transparent", waiting: 3, max: 128 }],
       fds: { open: 20, limit: 1024 }, residentBytes: 0, ready: true, version: "1.2.3",
     }),

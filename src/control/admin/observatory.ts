@@ -8,7 +8,7 @@ import { TCPI_UNACKED, TCP_INFO, SOL_TCP } from "../../../native-bindings/consta
 import type { Memory, Syscalls } from "../../../native-bindings/syscalls.ts";
 import type { Config } from "../../config/config.ts";
 import { shownConfig } from "../../config/shown.ts";
-import { threadName } from "../../engine/counters.ts";
+import { JOURNAL_DROPPED, threadName } from "../../engine/counters.ts";
 import type { TraceStep } from "../../engine/trace.ts";
 import { Admin, type AdminOptions } from "./admin.ts";
 import type { EgressControl } from "../egress.ts";
@@ -214,16 +214,18 @@ export class Observatory {
   }
 
   #numbers(): ProxyNumbers {
-    const { fleet, upstreams, nofile, tunnelsMax, version } = this.#observed;
-    const workers = fleet.workers;
+    const { fleet, log, upstreams, nofile, tunnelsMax, version } = this.#observed;
+    const { workers, counters } = fleet;
     const drained = upstreams.drained;
     const use = this.#use.at(performance.now());
     return {
-      counters: fleet.counters,
+      counters,
       meters: fleet.meters,
       workers,
       cpuSeconds: workers.map(({ number, incarnation }) => this.#threads.seconds(threadName(number), incarnation)),
       replacements: fleet.replacements,
+      // Of the ends, the workers' journals may have had no room for some.
+      logDropped: log.dropped + counters[JOURNAL_DROPPED]!,
       tunnelsMax: tunnelsMax(),
       upstreams: fleet.upstreams.counts().map((counts) => ({
         ...counts, drained: drained.has(counts.address), healthy: !this.#status.isFailing(counts.address),

@@ -2,7 +2,7 @@
  * The metrics of the data plane and of the process: tunnels, why they ended, how long things took, the
  * upstream's addresses, the workers. All of it is read from what workers have written anyway.
  */
-import { ACCEPT_ERRORS, ACCEPTED, BUFFERS_LENT, BYTES_DOWN, BYTES_UP, endingAt, JOURNAL_DROPPED, PIPES_LENT, REFUSED_FULL, TUNNELS, TURNS } from "../../engine/counters.ts";
+import { ACCEPT_ERRORS, ACCEPTED, BUFFERS_LENT, BYTES_DOWN, BYTES_UP, endingAt, PIPES_LENT, REFUSED_FULL, TUNNELS, TURNS } from "../../engine/counters.ts";
 import { KINDS, type Reason, REASONS } from "../../engine/ending.ts";
 import { BUCKETS, bucketOf } from "../../engine/histogram.ts";
 import { type Meter, meterAt } from "../../engine/meters.ts";
@@ -33,6 +33,8 @@ export interface ProxyNumbers {
   /** CPU seconds of a worker's thread, in the order of `workers`. null: the kernel does not say. */
   readonly cpuSeconds: readonly (number | null)[];
   readonly replacements: number;
+  /** Lines that did not get into the log. */
+  readonly logDropped: number;
   readonly tunnelsMax: number;
   readonly upstreams: readonly UpstreamState[];
   readonly backlogs: readonly Backlog[];
@@ -138,7 +140,7 @@ function tunnelFamilies(now: Numbers, boundText: (bound: number) => string): Fam
     upstream("gauge", "transplice_upstream_drained", "1: an operator lets nobody be dialled there.", ({ drained }) => Number(drained)),
     upstream("gauge", "transplice_upstream_healthy", "0: most dials of the last minute failed.", ({ healthy }) => Number(healthy)),
     counter("transplice_accept_errors_total", "Connections that the kernel could not hand over.", ACCEPT_ERRORS),
-    counter("transplice_log_dropped_total", "Ends that are not in the log, since there were too many.", JOURNAL_DROPPED),
+    new One("counter", "transplice_log_dropped_total", "Lines that are not in the log: there were too many, or nothing took them.", () => now().logDropped),
     backlog("transplice_backlog_connections", "Connections that wait in the kernel to be accepted.", ({ waiting }) => waiting),
     backlog("transplice_backlog_max", "Connections that may wait so.", ({ max }) => max),
   ];

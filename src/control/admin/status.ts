@@ -6,7 +6,7 @@
  */
 import { hostname } from "node:os";
 import {
-  ACCEPT_ERRORS, ACCEPTED, BUFFERS_LENT, BYTES_DOWN, BYTES_UP, endingAt, JOURNAL_DROPPED, PIPES_LENT, REFUSED_FULL, TUNNELS, TURNS,
+  ACCEPT_ERRORS, ACCEPTED, BUFFERS_LENT, BYTES_DOWN, BYTES_UP, endingAt, PIPES_LENT, REFUSED_FULL, TUNNELS, TURNS,
 } from "../../engine/counters.ts";
 import { KINDS, REASONS } from "../../engine/ending.ts";
 import { BUCKETS, leastOf } from "../../engine/histogram.ts";
@@ -204,7 +204,7 @@ export class Status {
       totals: {
         accepted: counters[ACCEPTED]!, refused: counters[REFUSED_FULL]!, ended: last.ended, failed: last.failed,
         bytes_up: counters[BYTES_UP]!, bytes_down: counters[BYTES_DOWN]!,
-        accept_errors: counters[ACCEPT_ERRORS]!, log_dropped: counters[JOURNAL_DROPPED]!,
+        accept_errors: counters[ACCEPT_ERRORS]!, log_dropped: numbers.logDropped,
       },
       rates: {
         accepted_per_second: rate("accepted"), refused_per_second: rate("refused"), ended_per_second: rate("ended"),

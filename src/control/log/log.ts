@@ -82,6 +82,8 @@ export class Log {
   #againMs = AGAIN_MS_MIN;
   #dropping = false;
   #dropped = 0;
+  /** Of these, as many are spoken of in the log. */
+  #confessed = 0;
   /** Attempts that failed since the last success, and the last error. */
   #failures = 0;
   #failure = "";
@@ -118,6 +120,11 @@ export class Log {
   /** Why the file could not be opened at the start: lines go to standard error instead. */
   get fault(): string | null {
     return this.#fault;
+  }
+
+  /** Lines that were lost since the start: too many waited, or nobody took them. */
+  get dropped(): number {
+    return this.#dropped;
   }
 
   enabled(level: LogLevel): boolean {
@@ -314,14 +321,15 @@ export class Log {
       );
       this.#failures = 0;
     }
-    if (this.#dropped > 0 && this.#waiting() < QUEUE_RESUME) {
+    const dropped = this.#dropped - this.#confessed;
+    if (dropped > 0 && this.#waiting() < QUEUE_RESUME) {
       this.#queue += this.#lines.line(
         "warning",
-        `${this.#dropped} log lines were dropped`,
-        { dropped: this.#dropped },
+        `${dropped} log lines were dropped`,
+        { dropped },
         this.#seams.now(),
       );
-      this.#dropped = 0;
+      this.#confessed = this.#dropped;
       this.#dropping = false;
     }
   }
