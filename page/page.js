@@ -293,7 +293,7 @@ function drawTiles(status) {
   const { rates, totals, tunnels, endings, latency } = status;
   // What a destination refuses is its own business, and an ordinary day's.
   const ofLastMinute = (wanted) => endings.filter(({ result }) => wanted.includes(result)).reduce((sum, each) => sum + each.last_minute, 0);
-  const failed = ofLastMinute(["upstream", "internal", "refused"]);
+  const failed = ofLastMinute(["upstream", "internal"]);
   const refused = ofLastMinute(["destination"]);
   say($("tile-down"), rateText(rates.bytes_down_per_second));
   say($("tile-down-sub"), `${bytesText(totals.bytes_down)} in all`);

@@ -101,13 +101,14 @@ test("rates are what has moved since the tick before, by the time that has passe
   counters[endingAt("finished")] = 4;
   counters[endingAt("worker-died")] = 2;
   counters[endingAt("client-reset")] = 1;
+  counters[endingAt("upstream-refused")] = 5; // Is not called a failure.
   world.ms += 1000;
   world.pass(1); // Two seconds: a tick was late.
   const { rates, totals, tunnels, uptime_seconds } = world.shown;
   assert.deepEqual(rates, {
-    accepted_per_second: 15, refused_per_second: 1.5, ended_per_second: 3.5, failed_per_second: 1, bytes_up_per_second: 500, bytes_down_per_second: 3.5,
+    accepted_per_second: 15, refused_per_second: 1.5, ended_per_second: 6, failed_per_second: 1, bytes_up_per_second: 500, bytes_down_per_second: 3.5,
   });
-  assert.deepEqual(totals, { accepted: 80, refused: 3, ended: 7, failed: 2, bytes_up: 1000, bytes_down: 7, accept_errors: 0, log_dropped: 0 });
+  assert.deepEqual(totals, { accepted: 80, refused: 3, ended: 12, failed: 2, bytes_up: 1000, bytes_down: 7, accept_errors: 0, log_dropped: 0 });
   assert.deepEqual(tunnels, { active: 9, max: 100, states: { relay: 7 } });
   assert.equal(uptime_seconds, 3);
 });

@@ -61,6 +61,7 @@ interface Second {
   readonly accepted: number;
   readonly refused: number;
   readonly ended: number;
+  /** By the upstream's fault or our own: what destinations refuse is every day's business. */
   readonly failed: number;
   readonly bytesUp: number;
   readonly bytesDown: number;
@@ -325,7 +326,7 @@ function secondOf({ numbers: { counters }, atMs }: Moment): Second {
   return {
     atMs, ended,
     accepted: counters[ACCEPTED]!, refused: counters[REFUSED_FULL]!,
-    failed: ended - endedWith(counters, "ok") - endedWith(counters, "client"),
+    failed: endedWith(counters, "upstream") + endedWith(counters, "internal"),
     bytesUp: counters[BYTES_UP]!, bytesDown: counters[BYTES_DOWN]!, active: counters[TUNNELS]!,
   };
 }
