@@ -53,7 +53,23 @@ test("what clients say moves no cursor, and takes as much room as it seems", () 
 });
 
 test("old figures are said to be old", () => {
-  assert.match(plain(drawn(100, 20, { ageSeconds: 7.4, trouble: "nobody answers" })[0]!), /not live: nobody answers; 7\.0 s old $/);
+  const well = { ...STATUS, upstreams: [], totals: { log_dropped: 1 } };
+  const old = drawn(100, 20, { ageSeconds: 7.4, trouble: "nobody answers", status: well }).map(plain);
+  assert.match(old[0]!, / not live: 7\.0 s old $/);
+  assert.equal(old[1], "▲ not live: nobody answers");
+  assert.doesNotMatch(old.join("\n"), /All is well/);
+  const [, first, second] = drawn(100, 20, { ageSeconds: 7.4 }).map(plain);
+  assert.equal(first, "▲ not live: nothing has come");
+  assert.match(second!, /^▲ upstream 203\.0\.113\.5:1080 is failing/, "what was wrong then");
+});
+
+test("a narrow terminal loses no figure, and not whether it is live", () => {
+  const narrow = drawn(60, 30).map(plain);
+  const at = narrow.findIndex((line) => line.startsWith("down"));
+  assert.deepEqual(narrow.slice(at, at + 2), [
+    "down 34 MB/s  up 2.4 MB/s  open 7,000 of 9,000  new 140/s", "failed 0/s  first byte 48 ms 99 % 800 ms",
+  ]);
+  assert.match(plain(drawn(25, 9, { ageSeconds: 7.4 })[0]!), /^ tr.* not live: 7\.0 s old $/);
 });
 
 test("a line for a file is one line, and says the worst", () => {

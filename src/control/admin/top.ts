@@ -102,28 +102,47 @@ export function frame(view: View): string[] {
   const lines: string[] = [];
   const stale = ageSeconds > STALE_SECONDS;
   const clock = new Date(status.now * 1000).toISOString().slice(11, 19);
-  const left = ` transplice ${status.hostname}  up ${secondsText(status.uptime_seconds)}`;
-  const live = stale ? `not live: ${trouble ?? "nothing has come"}; ${secondsText(Math.round(ageSeconds))} old ` : `live ${clock}Z `;
-  const gap = " ".repeat(Math.max(1, columns - left.length - live.length));
-  lines.push(inverse(line(columns, [`${left}${gap}${live}`.padEnd(columns)])));
-  lines.push(...verdictLines(columns, verdicts(status), Math.max(1, Math.floor(rows / 4))), "");
+  const name = ` transplice ${status.hostname}  up ${secondsText(status.uptime_seconds)}`;
+  const live = stale ? ` not live: ${secondsText(Math.round(ageSeconds))} old ` : ` live ${clock}Z `;
+  // Whether it is live comes before whose it is.
+  const left = line(Math.max(0, columns - live.length), [name]);
+  lines.push(inverse(line(columns, [left.padEnd(columns - live.length)], [live])));
+  lines.push(...verdictLines(columns, verdicts(status), stale ? trouble ?? "nothing has come" : null, Math.max(1, Math.floor(rows / 4))), "");
   const { rates, tunnels, latency } = status;
-  lines.push(line(columns,
-    ["down "], [rateText(rates.bytes_down_per_second), bold], ["  up "], [rateText(rates.bytes_up_per_second), bold],
-    ["  open "], [countText(tunnels.active), bold], [` of ${countText(tunnels.max)}`], ["  new "], [`${perSecondText(rates.accepted_per_second)}/s`, bold],
-    ["  failed "], [`${perSecondText(rates.failed_per_second)}/s`, rates.failed_per_second > 0 ? LEVELS.risk[1] : bold],
-    ["  first byte "], [secondsText(latency.first_byte.p50_seconds), bold], [` 99 % ${secondsText(latency.first_byte.p99_seconds)}`]));
+  lines.push(...wrapped(columns, [
+    [["down "], [rateText(rates.bytes_down_per_second), bold]],
+    [["up "], [rateText(rates.bytes_up_per_second), bold]],
+    [["open "], [countText(tunnels.active), bold], [` of ${countText(tunnels.max)}`]],
+    [["new "], [`${perSecondText(rates.accepted_per_second)}/s`, bold]],
+    [["failed "], [`${perSecondText(rates.failed_per_second)}/s`, rates.failed_per_second > 0 ? LEVELS.risk[1] : bold]],
+    [["first byte "], [secondsText(latency.first_byte.p50_seconds), bold], [` 99 % ${secondsText(latency.first_byte.p99_seconds)}`]],
+  ]));
   lines.push(line(columns, [sparkline(view.traffic, columns), LEVELS.note[1]]));
   lines.push(...sectionLines(sectionsOf(status), columns, rows - lines.length));
   return lines.slice(0, rows);
 }
 
-function verdictLines(columns: number, found: readonly Verdict[], most: number): string[] {
-  const count = found.filter(({ level }) => level !== "note").length;
-  const shown = found.slice(0, found.length > most ? most - 1 : most);
-  const lines = shown.map(({ level, text }) => line(columns, [`${LEVELS[level][0]} `, LEVELS[level][1]], [text]));
-  if (shown.length < found.length) lines.push(line(columns, [`  and ${found.length - shown.length} more`, dim]));
-  return count === 0 ? [line(columns, ["✓ All is well", LEVELS.good[1]]), ...lines].slice(0, most) : lines;
+/** As many items in each line as fit; none is torn. */
+function wrapped(columns: number, items: readonly (readonly Piece[])[]): string[] {
+  const widthOf = (pieces: readonly Piece[]): number => pieces.reduce((sum, [text]) => sum + text.length, 0);
+  const lines: Piece[][] = [];
+  for (const item of items) {
+    const last = lines.at(-1);
+    if (last !== undefined && widthOf(last) + 2 + widthOf(item) <= columns) last.push(["  "], ...item);
+    else lines.push([...item]);
+  }
+  return lines.map((pieces) => line(columns, ...pieces));
+}
+
+/** `trouble`: why what was found is old; that all is well is not said then. */
+function verdictLines(columns: number, found: readonly Verdict[], trouble: string | null, most: number): string[] {
+  const says = (level: keyof typeof LEVELS, text: string): string => line(columns, [`${LEVELS[level][0]} `, LEVELS[level][1]], [text]);
+  const isWell = found.every(({ level }) => level === "note");
+  const head = trouble !== null ? [says("risk", `not live: ${trouble}`)] : isWell ? [line(columns, ["✓ All is well", LEVELS.good[1]])] : [];
+  const room = most - head.length;
+  const shown = found.slice(0, found.length > room ? Math.max(0, room - 1) : room);
+  const more = shown.length < found.length ? [line(columns, [`  and ${found.length - shown.length} more`, dim])] : [];
+  return [...head, ...shown.map(({ level, text }) => says(level, text)), ...more].slice(0, most);
 }
 
 function sparkline(values: readonly number[], columns: number): string {
