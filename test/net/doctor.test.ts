@@ -71,6 +71,14 @@ const sysctl = ({ stage }: Ward, name: string, value: string, before: string): v
   stage.finally(() => stage.net.relay.sysctl(name, before));
 };
 
+/** Of one family, programs find no way out. */
+const withoutRoute = ({ stage }: Ward, family: "-4" | "-6"): void => {
+  const host = stage.net.relay;
+  const [route = ""] = host.run("ip", [family, "route", "show", "default"]).split("\n");
+  host.run("ip", [family, "route", "del", "default"]);
+  stage.finally(() => void host.run("ip", [family, "route", "add", ...route.replace(/ (?:proto|metric|pref) \S+/g, "").trim().split(/\s+/)]));
+};
+
 const BY_HAND = (family: string, exempt: string): string =>
   `table ${family} byhand { chain output { type nat hook output priority -100; ${exempt} meta l4proto tcp redirect to :1081; }; }\n`;
 const EXEMPT = `meta mark ${MARK} return; oifname "lo" return;`;
@@ -83,6 +91,8 @@ const CASES: readonly Case[] = [
   { name: "healthy, with SOCKS5 and a password", ids: [], script: { credentials: { username: "u", password: "p" } } },
 
   { name: "healthy, with SOCKS4, which can only be dialled", ids: [], settings: { proxy_url: `socks4://${text(PROXY[4], 1080)}` } },
+
+  { name: "healthy, without a way to IPv6", ids: [], needs: "ipv6", fault: (ward) => withoutRoute(ward, "-6") },
 
   { name: "the program does not run", ids: ["not-running"], without: ["program"], runs: /transplice -f/ },
   {
@@ -120,6 +130,7 @@ const CASES: readonly Case[] = [
     name: "a rule drops what was redirected", ids: ["not-redirected"], needs: "users",
     fault: (ward) => nft(ward, "table inet theirs { chain input { type filter hook input priority 0; tcp dport 1081 drop; }; }\n"),
   },
+  { name: "no default route", ids: ["not-redirected"], says: /has no route/, runs: /^ip route add default dev /, fault: (ward) => withoutRoute(ward, "-4") },
   {
     name: "a listener on one address, programs redirected to another", ids: ["listener-address"], says: /redirected to IPv4 loopback/,
     settings: { listen: [`${RELAY[4]}:1081`, "[::1]:1081"] },
@@ -165,6 +176,10 @@ const CASES: readonly Case[] = [
 
   { name: "the upstream refuses", ids: ["upstream-unreachable"], says: /refuses/, runs: /nc -vz/, without: ["upstream"] },
   {
+    name: "the upstream refuses, beside a rule for others", ids: ["upstream-unreachable"], without: ["upstream"],
+    fault: (ward) => nft(ward, "table ip theirs { chain output { type nat hook output priority -150; ip daddr 198.18.0.0/15 meta l4proto tcp redirect to :9999; }; }\n"),
+  },
+  {
     name: "the upstream is a black hole", ids: ["upstream-unreachable"], says: /does not answer/, runs: /ip route get/,
     settings: { proxy_url: `socks5://${text(BLACK_HOLE[4], 1080)}` },
   },
@@ -189,6 +204,10 @@ const CASES: readonly Case[] = [
   {
     name: "the way to the upstream is redirected", ids: ["upstream-redirected"], says: /port 1081 of this host/, without: ["rules"],
     fault: (ward) => nft(ward, BY_HAND("inet", 'oifname "lo" return;')),
+  },
+  {
+    name: "the way to the upstream is redirected to where nobody is", ids: ["upstream-redirected"], says: /theirs, chain output: .*redirect to :9999/, runs: /nft list ruleset/,
+    fault: (ward) => nft(ward, `table ip theirs { chain output { type nat hook output priority -150; ip daddr ${PROXY[4]} tcp dport 1080 redirect to :9999; }; }\n`),
   },
 
   {

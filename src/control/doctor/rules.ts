@@ -5,13 +5,13 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
-import { EPERM } from "../../../native-bindings/constants.ts";
+import { EADDRNOTAVAIL, ENETUNREACH, EPERM } from "../../../native-bindings/constants.ts";
 import type { Syscalls } from "../../../native-bindings/syscalls.ts";
 import type { Config } from "../../config/config.ts";
 import { portOf, socketAddress } from "../../config/endpoint.ts";
 import { type Finding, finding } from "./finding.ts";
 import { backendsOf, chosen, planned, standing, upstreamAddresses } from "../firewall/firewall.ts";
-import { redirections, type Redirection } from "../firewall/others.ts";
+import { fits, redirections, type Redirection } from "../firewall/others.ts";
 import type { FirewallPlan } from "../firewall/plan.ts";
 import { capable, type FirewallBackend, Refusal, tool } from "../firewall/tools.ts";
 import { sysctl } from "../host.ts";
@@ -216,9 +216,10 @@ async function arrivals(sys: Syscalls, plan: FirewallPlan, config: Config, elsew
   if (port === undefined || excluded(port)) return [];
   const lost: string[] = [];
   const led: string[] = [];
+  let unrouted = false;
   // TPROXY leaves the destination as it is.
   const listeners = [...config.listen.map(({ bytes }) => portOf(bytes, 0)), ...(plan.mode === "tproxy" ? [port] : [])];
-  const suspects = elsewhere.filter(({ hooks }) => hooks.includes("output"));
+  const suspects: Redirection[] = [];
   for (const family of plan.families) {
     if (family.include !== null) continue;
     const to = socketAddress(NOBODY_THERE[family.family], port)!;
@@ -227,10 +228,21 @@ async function arrivals(sys: Syscalls, plan: FirewallPlan, config: Config, elsew
       outcome = await arrive(sys, to, uid, listeners);
     }
     if (outcome === "silence") lost.push(to.text);
-    if (outcome === "elsewhere" || (outcome === "nobody" && suspects.some(({ families }) => families.includes(family.family)))) led.push(to.text);
+    // A host without a way to IPv6 is as it should be.
+    if (outcome === "unrouted" && family.family === 4 && hasIPv4()) unrouted = true;
+    const takers = elsewhere.filter((each) => each.hooks.includes("output") && each.families.includes(family.family) && fits(each, to) !== "no");
+    if (outcome !== "elsewhere" && (outcome !== "nobody" || takers.length === 0)) continue;
+    led.push(to.text);
+    suspects.push(...takers);
   }
   const name = "a connection of an ordinary program to";
   const found: Finding[] = [];
+  if (unrouted) {
+    const upstream = (await upstreamAddresses(config)).find((address) => !address.includes(":"));
+    found.push(finding("broken", "not-redirected",
+      `${name} ${NOBODY_THERE[4]} has no route, and the kernel asks for one before any rule; a default route will do, wherever it leads`,
+      upstream === undefined ? "ip route add default via YOUR-GATEWAY" : `ip route add default dev $(ip -o route get ${upstream} | sed 's/.* dev \\([^ ]*\\).*/\\1/;q')`));
+  }
   if (led.length > 0) {
     const [suspect] = suspects;
     const by = suspect === undefined ? "" : `: another rule takes it (${suspect.text})`;
@@ -242,15 +254,20 @@ async function arrivals(sys: Syscalls, plan: FirewallPlan, config: Config, elsew
   return found;
 }
 
-const listOf = (suspect: Redirection | undefined): string =>
+const hasIPv4 = (): boolean =>
+  Object.values(networkInterfaces()).some((list) => list?.some(({ family, internal }) => family === "IPv4" && !internal));
+
+export const listOf = (suspect: Redirection | undefined): string =>
   suspect === undefined || suspect.text.startsWith("nft") ? "nft list ruleset" : `${suspect.text.split(" ", 1)[0]}-save`;
 
 /** "nobody": it was taken, and by whom was not to be seen. "unlike": we cannot be that program. */
 async function arrive(
   sys: Syscalls, to: { text: string; bytes: Uint8Array }, uid: number, ports: readonly number[],
-): Promise<"here" | "elsewhere" | "silence" | "nobody" | "unlike"> {
+): Promise<"here" | "elsewhere" | "silence" | "nobody" | "unlike" | "unrouted"> {
   const dialled = dial(sys, to, { mark: null, uid });
-  if (typeof dialled === "number") return dialled === -EPERM ? "unlike" : "silence";
+  if (typeof dialled === "number") {
+    return dialled === -EPERM ? "unlike" : [-ENETUNREACH, -EADDRNOTAVAIL].includes(dialled) ? "unrouted" : "silence";
+  }
   const { fd, socket } = dialled;
   try {
     // Not by connection tracking: it also knows what a rule behind the redirect has dropped.

@@ -7,9 +7,10 @@ import type { Syscalls } from "../../../native-bindings/syscalls.ts";
 import type { Config, SocketAddress, Upstream } from "../../config/config.ts";
 import { endpointText, portOf, socketAddress } from "../../config/endpoint.ts";
 import { addressOf } from "../../policy/own.ts";
-import { edit, type Setup } from "./rules.ts";
+import { edit, listOf, type Setup } from "./rules.ts";
 import { type Finding, finding, type FindingId } from "./finding.ts";
 import { addressesOf } from "../firewall/firewall.ts";
+import { fits, redirections } from "../firewall/others.ts";
 import { Refusal } from "../firewall/tools.ts";
 import { readText, sameAddress } from "../host.ts";
 import { type Identity, type Landing, probe, type Probed } from "../probe.ts";
@@ -65,7 +66,16 @@ async function examineAddress(sys: Syscalls, setup: Setup, upstream: Proxy, to: 
       `connections to the upstream ${to.text} are redirected themselves, to port ${row.localPort} of this host; a rule must let them pass`,
       identity.mark === null ? `nft insert rule inet YOUR-TABLE output ip daddr ${to.text.replace(/:\d+$/, "")} return` : `nft insert rule inet YOUR-TABLE output meta mark ${identity.mark} return`)];
   }
-  return outcome.ok ? [] : [failure(setup, upstream, to, outcome)];
+  if (outcome.ok) return [];
+  if (outcome.at === "dial") {
+    const taker = (await redirections()).find((each) => each.hooks.includes("output") && !each.ours && fits(each, to) === "named");
+    const leads = taker === undefined ? "" : taker.address === null ? "to this host" : `to ${taker.address}`;
+    if (taker !== undefined) {
+      return [finding("broken", "upstream-redirected",
+        `the upstream ${to.text} is not reached (${outcome.detail}), and a rule leads what goes there ${leads}: ${taker.text}`, listOf(taker))];
+    }
+  }
+  return [failure(setup, upstream, to, outcome)];
 }
 
 /** Where no address of this host was meant, or another port. */

@@ -2,6 +2,11 @@
  * Rules of whoever that send connections elsewhere (redirect, dnat, tproxy), as the host's tools list
  * them: by hand, of another program, or our own. Reads only.
  */
+import type { SocketAddress } from "../../config/config.ts";
+import { portOf } from "../../config/endpoint.ts";
+import { parseNetwork } from "../../config/network.ts";
+import { Networks } from "../../policy/network.ts";
+import { addressOf } from "../../policy/own.ts";
 import { saved } from "./kernel.ts";
 import { run, tool } from "./tools.ts";
 
@@ -50,6 +55,22 @@ export async function redirections(): Promise<Redirection[]> {
     found.push(...redirectionsIn(chains, family === "inet" ? [4, 6] : family === "ip" ? [4] : [6], `nft ${name}`));
   }
   return found;
+}
+
+/**
+ * Whether the rule may take a connection there, by its own words: "no" where it names another network or
+ * port, "named" where it names this address or its network. What else it wants (sets, marks, users, chains
+ * before it) is not looked at.
+ */
+export function fits({ text }: Redirection, { bytes }: SocketAddress): "no" | "maybe" | "named" {
+  const port = /(?<!! )(?:--dport|\bdport) (\d+)(?![\d:-])/.exec(text)?.[1];
+  if (port !== undefined && Number(port) !== portOf(bytes, 0)) return "no";
+  const destination = /(?<!! )(?:-d|\bip6? daddr) ([0-9a-f.:/]+)(?!\S)/.exec(text)?.[1];
+  if (destination === undefined) return "maybe";
+  const network = parseNetwork(destination);
+  if (typeof network === "string") return "maybe";
+  const address = addressOf(bytes, 0);
+  return new Networks([network]).has(address, 0, address.length as 4 | 16) ? "named" : "no";
 }
 
 function iptablesTables(save: string): Tables {
