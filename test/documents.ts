@@ -1,8 +1,8 @@
 /**
  * The parts of README.md, docs/ and man/ that come from elsewhere, so that they are true: the keys
  * from src/config/settings.ts, the command line from src/cli.ts, the reasons from
- * src/engine/ending.ts, the measurements from bench/RESULTS.md. `make documents` writes them;
- * test/tidy.test.ts sees that they are up to date.
+ * src/engine/ending.ts, the measurements from bench/RESULTS.md, the symptoms from docs/seeing.md.
+ * `make documents` writes them; test/tidy.test.ts sees that they are up to date.
  */
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { SIGNALS } from "../src/cli.ts";
@@ -13,6 +13,7 @@ import { commandsManual, optionsManual, settingsManual, signalsManual, synopsisM
 
 const ROOT = new URL("../../", import.meta.url);
 const RESULTS = new URL("bench/RESULTS.md", ROOT);
+const SYMPTOMS_SHOWN = 8;
 
 function reasons(): string {
   const rows = REASONS.map((reason) => `| \`${reason}\` | ${KINDS[reason].level} | ${KINDS[reason].meaning} |`);
@@ -25,6 +26,13 @@ function findings(): string {
 
 function signals(): string {
   return ["| signal | what it does |", "|---|---|", ...SIGNALS.map(([names, effect]) => `| ${names} | ${effect} |`)].join("\n");
+}
+
+/** The first of the table that docs/seeing.md begins with, where the commonest stand first. */
+function symptoms(): string {
+  const table = /^\| symptom .*\n(?:\|.*\n)+/m.exec(readFileSync(new URL("docs/seeing.md", ROOT), "utf8"))?.[0];
+  if (table === undefined) throw new Error("docs/seeing.md has no table of symptoms");
+  return table.split("\n").slice(0, 2 + SYMPTOMS_SHOWN).join("\n");
 }
 
 /** The measurements' list of facts, and what was to be reached. */
@@ -40,7 +48,7 @@ function results(): string {
 
 /** By the name that stands in the markers of a Markdown page... */
 const MARKDOWN: Readonly<Record<string, () => string>> = {
-  settings: () => `\n${settingsMarkdown().trim()}\n`, reasons, results, signals, findings,
+  settings: () => `\n${settingsMarkdown().trim()}\n`, reasons, results, signals, findings, symptoms,
 };
 /** ... and in those of a manual page. */
 const MANUAL: Readonly<Record<string, () => string>> = {
