@@ -9,6 +9,7 @@ import { getSystemErrorMap } from "node:util";
 import {
   AF_INET,
   AF_INET6,
+  EACCES,
   EADDRINUSE,
   EADDRNOTAVAIL,
   EAFNOSUPPORT,
@@ -359,9 +360,13 @@ function trouble(address: ListenAddress, call: string, result: Result): Trouble 
   const remedy =
     -result === EADDRINUSE
       ? "; another program listens there, see: ss -ltnp"
-      : call.endsWith("IP_TRANSPARENT")
-        ? '; mode = "tproxy" needs CAP_NET_ADMIN'
-        : "";
+      : -result === EADDRNOTAVAIL
+        ? "; this host has no such address, see: ip address"
+        : -result === EACCES
+          ? "; a port below 1024 takes CAP_NET_BIND_SERVICE, or root"
+          : call.endsWith("IP_TRANSPARENT")
+            ? '; mode = "tproxy" needs CAP_NET_ADMIN'
+            : "";
   return {
     text: `listen tcp ${address.text}: ${call}: ${errnoText(-result)}${remedy}`,
     absent: -result === EADDRNOTAVAIL || -result === EAFNOSUPPORT,

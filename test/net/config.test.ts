@@ -89,6 +89,7 @@ scenario("what does not start says why, and exits as documented", async (stage) 
     [["--check", valid], 2, /--check/],
     [["-f"], 2, /-f/],
     [["-f", valid, "-loglevel", "loud"], 1, /loud/],
+    [["-f", file("absent.toml", 'listen = "192.0.2.77:1081"\nproxy_url = "direct:"\n')], 1, /192\.0\.2\.77:1081: bind: .*this host has no such address, see: ip address/],
     [["--version"], 0, /\d+\.\d+\.\d+/],
     [["--help"], 0, /-loglevel|--loglevel/],
   ];
@@ -101,6 +102,10 @@ scenario("what does not start says why, and exits as documented", async (stage) 
   const taken = transplice(stage, "-f", valid);
   assert.equal(taken.status, 1, taken.stderr);
   assert.match(taken.stderr, /127\.0\.0\.1:1081/);
+  const low = file("low.toml", 'listen = "127.0.0.1:80"\nproxy_url = "socks5://192.0.2.2:1080"\n');
+  const powerless = stage.net.relay.attempt("setpriv", ["--bounding-set=-all", "--inh-caps=-all", process.execPath, MAIN, "-f", low]);
+  assert.equal(powerless.status, 1, powerless.stderr);
+  assert.match(powerless.stderr, /bind: permission denied; a port below 1024 takes CAP_NET_BIND_SERVICE, or root/);
 });
 
 for (const [dashes, format] of [
