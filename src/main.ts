@@ -63,7 +63,7 @@ async function main(command: Command): Promise<number> {
 
 async function migrated({ file, from, ignoreUnsupported }: Command & { kind: "migrate" }): Promise<number> {
   const { migrate } = await import("./config/migrate.ts");
-  const text = await readText(file, OWN);
+  const text = await readText(file, { as: null, optional: false });
   const done = typeof text === "string" ? migrate(text, file, from, { ignoreUnsupported }) : { problems: [text!] };
   if ("problems" in done) {
     for (const problem of done.problems) process.stderr.write(`${problemText(problem)}\n`);

@@ -50,8 +50,10 @@ async function loadFile(file: string, overrides: readonly Override[], reading: R
   });
 }
 
-/** null: there is none, and none is needed. */
-export async function readText(file: string, { as, optional }: Reading): Promise<string | Problem | null> {
+/** null: there is none, and none is needed. `as` null: it is to be read, and nobody is to run with it. */
+export async function readText(
+  file: string, { as, optional }: { readonly as: ProgramName | null; readonly optional: boolean },
+): Promise<string | Problem | null> {
   const problem = (message: string, line: number | null = null): Problem =>
     Object.freeze({ place: file, line, column: null, key: null, message });
   let bytes: Uint8Array;
@@ -87,16 +89,17 @@ async function readBytes(file: string): Promise<Uint8Array> {
   }
 }
 
-function readFailure(code: string, as: ProgramName): string {
+function readFailure(code: string, as: ProgramName | null): string {
   switch (code) {
     case "ENOENT":
+      if (as === null) return "does not exist";
       if (as === "redsocks") return "does not exist; name another with -c FILE";
       if (as === "usocksd") return "does not exist; name another with -f FILE";
       return 'does not exist; name another with -f FILE, or create it with at least proxy_url = "socks5://HOST:PORT"';
     case "EACCES":
       return "may not be read by this user; check its permissions and those of its directory";
     case "EISDIR":
-      return "is a directory; -f takes a file";
+      return as === null ? "is a directory, not a file" : "is a directory; -f takes a file";
     default:
       return `cannot be read (${code})`;
   }
