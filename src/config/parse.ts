@@ -90,6 +90,16 @@ export function parseConfig(
   return frozen({ config, warnings: warningsOf(config, sound, file) });
 }
 
+/** Up to where the parser gave up: a value, or an item of an array, that began without a quote. */
+const UNQUOTED = /[=,[]\s*[^\s"'=,[\]]*$/;
+const AT_UNQUOTED = ["Unexpected character", "Must be a newline", "Expected comma (,) token"];
+
+/** Of all that may be wrong with a file's syntax, what is wrong most often. */
+function hint(text: string, { message, lineNumber, column }: ParseError): string {
+  const before = text.split("\n")[lineNumber - 1]?.slice(0, column) ?? "";
+  return AT_UNQUOTED.includes(message) && /=/.test(before) && UNQUOTED.test(before) ? '; a text stands in quotes, as in "text"' : "";
+}
+
 function parseSyntax(text: string, name: string): AST.TOMLProgram | Problem {
   const problem = (line: number | null, column: number | null, message: string): Problem => ({
     place: name,
@@ -103,7 +113,7 @@ function parseSyntax(text: string, name: string): AST.TOMLProgram | Problem {
   } catch (error) {
     // The parser's messages quote nothing of the file, which may hold a password.
     if (error instanceof ParseError)
-      return problem(error.lineNumber, error.column + 1, `not TOML: ${error.message}`);
+      return problem(error.lineNumber, error.column + 1, `not TOML: ${error.message}${hint(text, error)}`);
     if (error instanceof RangeError)
       return problem(null, null, "not readable: brackets are nested too deeply");
     throw error;

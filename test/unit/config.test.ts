@@ -242,6 +242,11 @@ const BAD: readonly [string, ...string[]][] = [
   ['[log]\nlevel = "info"\n[LOG]\nlevel = "info"', "t.toml:5: log.level: is given twice: as log.level in line 3 and as LOG.level here"],
   // Not TOML.
   ["mode = ", "t.toml:2:8: not TOML: Unspecified values are invalid"],
+  ["mode = tproxy", 't.toml:2:8: not TOML: Unexpected character; a text stands in quotes, as in "text"'],
+  ["listen = 127.0.0.1:1081", 't.toml:2:15: not TOML: Must be a newline; a text stands in quotes, as in "text"'],
+  ['[firewall]\nexclude = ["192.0.2.0/24", 10.0.0.1]', 't.toml:3:32: not TOML: Expected comma (,) token; a text stands in quotes, as in "text"'],
+  ['[firewall]\nexclude = ["192.0.2.0/24" "10.0.0.1"]', "t.toml:3:27: not TOML: Expected comma (,) token"],
+  ['mode: "tproxy"', "t.toml:2:5: not TOML: Unexpected character"],
   ['mode = "tproxy"\nmode = "tproxy"', "t.toml:3:1: not TOML: Defining a key multiple times is invalid"],
   [`x = ${"[".repeat(20_000)}${"]".repeat(20_000)}`, "t.toml: not readable: brackets are nested too deeply"],
 ];
