@@ -3,7 +3,7 @@
  * they carry, and how many failed; or why there are none. Written so that a reader who does not read
  * holds up nothing: the line is dropped.
  */
-import { constants, openSync, writeSync } from "node:fs";
+import { constants, fstatSync, openSync, writeSync } from "node:fs";
 
 /** Since the start, but for what is active now. In and out are seen from this host's programs. */
 export interface Traffic {
@@ -55,9 +55,13 @@ function bytesText(bytes: number): string {
   return `${unit === 0 ? Math.round(value) : value.toFixed(1)} ${units[unit]}`;
 }
 
-/** A description of our own of what standard output is: O_NONBLOCK on theirs would be everybody's. */
+/**
+ * A description of our own of what standard output is: O_NONBLOCK on theirs would be everybody's. Not of a
+ * file, which never blocks, and where who writes by the other description would write over our lines.
+ */
 function nonBlockingStdout(): number {
   try {
+    if (fstatSync(STDOUT).isFile()) return STDOUT;
     return openSync(`/proc/self/fd/${STDOUT}`, constants.O_WRONLY | constants.O_APPEND | constants.O_NONBLOCK);
   } catch {
     return STDOUT; // A socket cannot be opened again.

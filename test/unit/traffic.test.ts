@@ -1,5 +1,8 @@
 /** The lines of `transplice up`. */
 import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
 import { test } from "node:test";
 import { type Traffic, trafficLine } from "../../src/control/traffic.ts";
 
@@ -17,4 +20,25 @@ test("rates are per second, in the largest unit that keeps a digit before the po
 test("a counter that goes back, as a dead worker's may, is no traffic", () => {
   const before = { ...NOTHING, bytesIn: 5000 };
   assert.match(trafficLine(before, NOTHING, 1), /in +0 B\/s/);
+});
+
+test("in a file, lines stand beside what others write there by the same description, as the log does with 2>&1", () => {
+  const folder = mkdtempSync(`${tmpdir()}/traffic-`);
+  try {
+    const fd = openSync(`${folder}/out`, "w");
+    const program = `
+      import { writeSync } from "node:fs";
+      const { writeTraffic } = await import(${JSON.stringify(new URL("../../src/control/traffic.js", import.meta.url).href)});
+      const nothing = ${JSON.stringify(NOTHING)};
+      const end = writeTraffic(() => nothing, () => {
+        setImmediate(() => { end(); writeSync(2, "the log's\\n"); });
+        return null;
+      });`;
+    const { status } = spawnSync(process.execPath, ["--input-type=module", "-e", program], { stdio: ["ignore", fd, fd] });
+    closeSync(fd);
+    assert.equal(status, 0);
+    assert.match(readFileSync(`${folder}/out`, "utf8"), /^connections 0 .* failed 0\nthe log's\n$/);
+  } finally {
+    rmSync(folder, { recursive: true });
+  }
 });
