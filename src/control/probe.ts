@@ -71,8 +71,10 @@ export interface ProbeOptions {
   readonly to: SocketAddress;
   readonly credentials: Credentials | null;
   readonly identity: Identity;
-  /** For all of it. */
+  /** For all of it; */
   readonly patienceMs: number;
+  /** until the connection stands, where that may not take all of it. */
+  readonly dialMs?: number;
   /** Our own: whether the connection has come to one of them is looked for most closely. */
   readonly ports?: readonly number[];
   /** Told at once where on this host the connection has arrived, if it has. */
@@ -129,11 +131,15 @@ export async function probe(options: ProbeOptions): Promise<Probed> {
   const landed = onLanding === undefined ? null : landing(sys, fd, ports);
   if (landed !== null) onLanding?.(landed);
   let timer: NodeJS.Timeout | undefined;
+  let dialTimer: NodeJS.Timeout | undefined;
   let watch: NodeJS.Timeout | undefined;
   const probed = await new Promise<Probed>((resolve) => {
     timer = setTimeout(() => {
       resolve(isConnected() ? { ok: false, at: "silent", detail: `${patienceMs / 1000} s` } : { ok: false, at: "dial", detail: "ETIMEDOUT" });
     }, patienceMs);
+    dialTimer = setTimeout(() => {
+      if (!isConnected()) resolve({ ok: false, at: "dial", detail: "ETIMEDOUT" });
+    }, options.dialMs ?? patienceMs);
     socket.on("error", (error: NodeJS.ErrnoException) => {
       // A reset once the connection stood is a word of the other side's program.
       const refused = error.code === "ECONNRESET" || error.code === "EPIPE";
@@ -146,6 +152,7 @@ export async function probe(options: ProbeOptions): Promise<Probed> {
     else watch = setInterval(() => (isConnected() ? resolve({ ok: true }) : undefined), CONNECTED_MS);
   });
   clearTimeout(timer);
+  clearTimeout(dialTimer);
   clearInterval(watch);
   socket.destroy();
   return probed;

@@ -117,6 +117,17 @@ function vandalize(host: Host, backend: Backend, mode: string): void {
   else host.run(backend === "iptables" ? "iptables-nft" : backend, ["-t", table, "-F"]);
 }
 
+scenario("an upstream that takes no connection is told of after timeouts.dial, whatever its handshake may take", async (stage) => {
+  upstream(stage);
+  // It hears nothing.
+  stage.net.proxy.run("nft", ["-f", "-"], "table inet deaf { chain input { type filter hook input priority 0; tcp dport 1080 drop; }; }\n");
+  stage.finally(() => { stage.net.proxy.run("nft", ["delete", "table", "inet", "deaf"]); });
+  const relay = await stage.relay(managed("nft", "open", { timeouts: { dial: "200ms", handshake: "1h" } }));
+  const waits = await relay.logged("the reason", ({ message }) => message.startsWith("nothing is redirected"));
+  assert.equal(waits["error"], `${PROXY[4]}:1080 cannot be connected: ETIMEDOUT`);
+  await relay.stop();
+});
+
 for (const backend of BACKENDS) {
   for (const mode of ["redirect", "tproxy"] as const) {
     scenario(`${backend}, ${mode}: rules come with the upstream's answer, are mended, drain, and go without a trace`, async (stage) => {

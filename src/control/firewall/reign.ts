@@ -219,8 +219,8 @@ export class Reign {
     if (addresses.length === 0) return `${upstream.host} has no address now`;
     const { kind, credentials } = upstream;
     const answers = addresses.map(async (to) => {
-      const patienceMs = timeouts.dialMs + timeouts.handshakeMs;
-      const probed = await probe({ sys, to, identity: { mark, uid: null }, kind, credentials, patienceMs });
+      const { dialMs, handshakeMs } = timeouts;
+      const probed = await probe({ sys, to, identity: { mark, uid: null }, kind, credentials, dialMs, patienceMs: dialMs + handshakeMs });
       if (!probed.ok) throw new Error(`${to.text} ${WORDS[probed.at]}: ${probed.detail}`);
     });
     return Promise.any(answers).then(() => null, ({ errors }: AggregateError) => errors.map(({ message }: Error) => message).join(" | "));
