@@ -17,6 +17,7 @@ import { tokenOf } from "../../config/settings.ts";
 import { EventStreams } from "./event-streams.ts";
 import { type Answered, type Asker, type HttpOptions, HttpServers } from "./http-server.ts";
 import type { Log } from "../log/log.ts";
+import { openFailure } from "../log/target.ts";
 import type { MetricsPage } from "./metrics.ts";
 import type { StaticFile } from "./page.ts";
 import type { Readiness } from "./readiness.ts";
@@ -321,7 +322,7 @@ function readToken({ token, tokenFile }: AdminConfig): string | null | { wrong: 
     const [line] = readFileSync(tokenFile, "utf8").split("\n", 1);
     return tokenOf(line!.trim()) ?? { wrong: `admin.token_file: ${tokenFile}: its first line is no token of 16 to 256 letters, digits and - . _ ~ + / =` };
   } catch (error) {
-    return { wrong: `admin.token_file: ${(error as Error).message}` };
+    return { wrong: `admin.token_file: ${openFailure(tokenFile, error)}; its first line is to be the token, and the user that transplice runs as must be able to read it` };
   }
 }
 
