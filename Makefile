@@ -14,7 +14,7 @@ NET = dist/test/net/*.test.js
 
 help: ## show this list
 	@printf 'make TARGET, where TARGET is one of:\n\n'
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: build ## show the main job working, in a private network namespace
 	@sh test/packages.sh demo
