@@ -203,7 +203,20 @@ const CASES: readonly Case[] = [
   },
   {
     name: "the way to the upstream is redirected", ids: ["upstream-redirected"], says: /port 1081 of this host/, without: ["rules"],
+    runs: new RegExp(`^nft insert rule inet byhand output meta mark ${MARK} return$`),
     fault: (ward) => nft(ward, BY_HAND("inet", 'oifname "lo" return;')),
+  },
+  {
+    name: "the way to the upstream is redirected by iptables", ids: ["upstream-redirected"], says: /port 1081 of this host/, without: ["rules"],
+    runs: new RegExp(`^iptables -t nat -I THEIRS -m mark --mark ${MARK} -j RETURN$`),
+    fault: ({ stage }) => {
+      const host = stage.net.relay;
+      const rules = [["-N", "THEIRS"], ["-A", "THEIRS", "-o", "lo", "-j", "RETURN"], ["-A", "THEIRS", "-p", "tcp", "-j", "REDIRECT", "--to-ports", "1081"], ["-A", "OUTPUT", "-j", "THEIRS"]];
+      for (const [tool, table] of [["iptables-nft", "ip"], ...(haveIPv6() ? [["ip6tables-nft", "ip6"]] : [])] as [string, string][]) {
+        stage.finally(() => void host.attempt("nft", ["delete", "table", table, "nat"]));
+        for (const rule of rules) host.run(tool, ["-t", "nat", ...rule]);
+      }
+    },
   },
   {
     name: "the way to the upstream is redirected to where nobody is", ids: ["upstream-redirected"], says: /theirs, chain output: .*redirect to :9999/, runs: /nft list ruleset/,

@@ -2,11 +2,13 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import { test } from "node:test";
+import { socketAddress } from "../../src/config/endpoint.ts";
 import { parseConfig } from "../../src/config/parse.ts";
 import { differences } from "../../src/control/firewall/kernel.ts";
 import { iptablesRules, ownTables, transition } from "../../src/control/firewall/iptables.ts";
 import { nftRules } from "../../src/control/firewall/nft.ts";
 import { ruleOf } from "../../src/control/firewall/marks.ts";
+import { exemption } from "../../src/control/firewall/others.ts";
 import { type FirewallPlan, firewallPlan } from "../../src/control/firewall/plan.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
 
@@ -184,4 +186,15 @@ test("what differs is named", () => {
   assert.deepEqual(differences(["a", "b", "b"], ["b", "c"]), ["- a", "- b", "+ c"]);
   assert.deepEqual(differences(["a", "b"], ["b", "a"]), ["~ the same rules in another order"]);
   assert.deepEqual(differences(["a"], ["a"]), []);
+});
+
+test("a rule of somebody's is told to let one address, or one mark, pass, by the tool that it is of", () => {
+  const by = (text: string, host: string, mark: number | null = null): string =>
+    exemption({ families: [4, 6], hooks: ["output"], target: "redirect", address: null, port: 1081, ours: false, text }, socketAddress(host, 1080)!, mark);
+  const nft = "nft inet theirs, chain output: meta l4proto tcp redirect to :1081";
+  assert.equal(by(nft, "203.0.113.5"), "nft insert rule inet theirs output ip daddr 203.0.113.5 return");
+  assert.equal(by(nft, "2001:db8::5"), "nft insert rule inet theirs output ip6 daddr 2001:db8::5 return");
+  assert.equal(by(nft, "203.0.113.5", 7), "nft insert rule inet theirs output meta mark 7 return");
+  assert.equal(by("ip6tables-legacy -t nat, chain THEIRS: -p tcp -j REDIRECT --to-ports 1081", "2001:db8::5"), "ip6tables-legacy -t nat -I THEIRS -d 2001:db8::5 -j RETURN");
+  assert.equal(by("iptables -t nat, chain OUTPUT: -p tcp -j REDIRECT --to-ports 1081", "203.0.113.5", 7), "iptables -t nat -I OUTPUT -m mark --mark 7 -j RETURN");
 });

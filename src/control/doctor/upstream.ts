@@ -10,7 +10,7 @@ import { addressOf } from "../../policy/own.ts";
 import { edit, listOf, type Setup } from "./rules.ts";
 import { type Finding, finding, type FindingId } from "./finding.ts";
 import { addressesOf } from "../firewall/firewall.ts";
-import { fits, redirections } from "../firewall/others.ts";
+import { exemption, fits, redirections } from "../firewall/others.ts";
 import { Refusal } from "../firewall/tools.ts";
 import { readText, sameAddress } from "../host.ts";
 import { type Identity, type Landing, probe, type Probed } from "../probe.ts";
@@ -62,9 +62,12 @@ async function examineAddress(sys: Syscalls, setup: Setup, upstream: Proxy, to: 
   });
   const row = landed[0] ?? null;
   if (row !== null && isElsewhere(row, to)) {
+    const family = addressOf(to.bytes, 0).length === 4 ? 4 : 6;
+    const taker = (await redirections()).find((each) =>
+      each.hooks.includes("output") && each.families.includes(family) && each.port === row.localPort && fits(each, to) !== "no");
     return [finding("broken", "upstream-redirected",
       `connections to the upstream ${to.text} are redirected themselves, to port ${row.localPort} of this host; a rule must let them pass`,
-      identity.mark === null ? `nft insert rule inet YOUR-TABLE output ip daddr ${to.text.replace(/:\d+$/, "")} return` : `nft insert rule inet YOUR-TABLE output meta mark ${identity.mark} return`)];
+      taker === undefined ? listOf(taker) : taker.ours ? `transplice firewall apply -f ${setup.file}` : exemption(taker, to, identity.mark))];
   }
   if (outcome.ok) return [];
   if (outcome.at === "dial") {

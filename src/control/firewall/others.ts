@@ -73,6 +73,17 @@ export function fits({ text }: Redirection, { bytes }: SocketAddress): "no" | "m
   return new Networks([network]).has(address, 0, address.length as 4 | 16) ? "named" : "no";
 }
 
+/** The command that lets what goes there pass by the rule: by its mark, or else whoever sends it. */
+export function exemption({ text }: Redirection, { bytes, text: to }: SocketAddress, mark: number | null): string {
+  const [, where = "", chain = ""] = /^(.+?), chain (\S+): /.exec(text) ?? [];
+  const host = to.replace(/:\d+$/, "").replace(/^\[|\]$/g, "");
+  if (where.startsWith("nft ")) {
+    const daddr = addressOf(bytes, 0).length === 4 ? "ip daddr" : "ip6 daddr";
+    return `nft insert rule ${where.slice("nft ".length)} ${chain} ${mark === null ? `${daddr} ${host}` : `meta mark ${mark}`} return`;
+  }
+  return `${where} -I ${chain} ${mark === null ? `-d ${host}` : `-m mark --mark ${mark}`} -j RETURN`;
+}
+
 function iptablesTables(save: string): Tables {
   const tables: Tables = new Map();
   let chains = new Map<string, Chain>();
