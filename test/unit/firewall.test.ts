@@ -8,7 +8,7 @@ import { differences } from "../../src/control/firewall/kernel.ts";
 import { iptablesRules, ownTables, transition } from "../../src/control/firewall/iptables.ts";
 import { nftRules } from "../../src/control/firewall/nft.ts";
 import { ruleOf } from "../../src/control/firewall/marks.ts";
-import { exemption } from "../../src/control/firewall/others.ts";
+import { exemption, fits } from "../../src/control/firewall/others.ts";
 import { type FirewallPlan, firewallPlan } from "../../src/control/firewall/plan.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
 
@@ -197,4 +197,26 @@ test("a rule of somebody's is told to let one address, or one mark, pass, by the
   assert.equal(by(nft, "203.0.113.5", 7), "nft insert rule inet theirs output meta mark 7 return");
   assert.equal(by("ip6tables-legacy -t nat, chain THEIRS: -p tcp -j REDIRECT --to-ports 1081", "2001:db8::5"), "ip6tables-legacy -t nat -I THEIRS -d 2001:db8::5 -j RETURN");
   assert.equal(by("iptables -t nat, chain OUTPUT: -p tcp -j REDIRECT --to-ports 1081", "203.0.113.5", 7), "iptables -t nat -I OUTPUT -m mark --mark 7 -j RETURN");
+});
+
+test("whose connections another rule may take, by its own words", () => {
+  const answers = (text: string, to: string, port = 443): string =>
+    fits({ families: [4], hooks: ["output"], target: "redirect", address: null, port: 9999, text: `x, chain OUTPUT: ${text}`, ours: false }, socketAddress(to, port)!);
+  const cases: [rule: string, to: string, answer: string][] = [
+    ["-p tcp -j REDIRECT --to-ports 9999", "203.0.113.1", "maybe"],
+    ["-d 203.0.113.0/24 -p tcp -j REDIRECT --to-ports 9999", "203.0.113.1", "named"],
+    ["-d 192.0.2.2/32 -p tcp -m tcp --dport 443 -j DNAT --to-destination 10.0.0.1:80", "192.0.2.2", "named"],
+    ["-d 192.0.2.2/32 -p tcp -j REDIRECT --to-ports 9999", "203.0.113.1", "no"],
+    ["! -d 192.0.2.2/32 -p tcp -j REDIRECT --to-ports 9999", "192.0.2.2", "maybe"],
+    ["! -i docker0 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 172.17.0.2:80", "203.0.113.1", "no"],
+    ["-p tcp -m tcp --dport 400:500 -j REDIRECT --to-ports 9999", "203.0.113.1", "maybe"],
+    ["ip daddr 203.0.113.1 tcp dport 443 redirect to :9999", "203.0.113.1", "named"],
+    ["ip daddr 198.18.0.0/15 redirect to :9999", "203.0.113.1", "no"],
+    ["ip daddr != 203.0.113.1 redirect to :9999", "203.0.113.1", "maybe"],
+    ["ip daddr { 192.0.2.1, 192.0.2.2 } redirect to :9999", "203.0.113.1", "maybe"],
+    ["ip6 daddr 2001:db8::/32 redirect to :9999", "2001:db8:ffff::1", "named"],
+    ["ip6 daddr 2001:db8::/32 redirect to :9999", "203.0.113.1", "no"],
+    ["meta l4proto tcp tcp dport { 80, 443 } redirect to :9999", "203.0.113.1", "maybe"],
+  ];
+  for (const [rule, to, answer] of cases) assert.equal(answers(rule, to), answer, rule);
 });
