@@ -39,7 +39,7 @@ import type { Config, ListenAddress } from "../config/config.ts";
 import type { Role } from "../engine/session.ts";
 import { portOf } from "../policy/own.ts";
 
-/** The kernel cuts it to net.core.somaxconn. */
+/** The kernel cuts it to what net.core.somaxconn is then. */
 const BACKLOG = 65535;
 
 /** Classic BPF (<linux/filter.h>): the four bits of the mark from the shift on, less one. */
@@ -130,6 +130,8 @@ export class Listeners {
     for (const { address, role } of wanted) {
       const open = this.#open.get(keyOf(address, role))?.fds ?? [];
       const has = open.length;
+      // net.core.somaxconn may have grown since; of one that listens, nothing else changes.
+      for (const fd of open) this.#sys.listen(fd, BACKLOG);
       const passed = open.find((fd) => this.#passed.has(fd));
       if (has >= sockets || (passed !== undefined && !this.#is(passed, SOL_SOCKET, SO_REUSEPORT))) continue;
       const ours = [...this.open, ...opened].some((other) => overlap(other.address, address));

@@ -227,7 +227,15 @@ const CASES: readonly Case[] = [
     name: "few open files", ids: ["nofile"], says: /max_connections is 20000/, runs: /ulimit -n/,
     settings: { max_connections: 20_000 }, start: { nofile: "4096:4096" },
   },
-  { name: "a short accept queue", ids: ["somaxconn"], fault: (ward) => sysctl(ward, "net.core.somaxconn", "128", "4096") },
+  { name: "a short accept queue", ids: ["somaxconn"], runs: /^sysctl -w net\.core\.somaxconn=4096 && kill -HUP \d+$/, fault: (ward) => sysctl(ward, "net.core.somaxconn", "128", "4096") },
+  { name: "an accept queue from when it was short", ids: ["somaxconn"], says: /at most 128 .* on \S+:1081/, runs: /^kill -HUP \d+$/, fault: beganShort },
+  {
+    name: "healthy, with an accept queue that has grown at HUP", ids: [],
+    fault: async (ward) => {
+      await beganShort(ward);
+      await ward.relay.reload();
+    },
+  },
   { name: "few ports", ids: ["port-range"], fault: (ward) => sysctl(ward, "net.ipv4.ip_local_port_range", "40000 41000", "32768 60999") },
   { name: "fewer ports than connections", ids: ["port-range"], says: /max_connections is 8000/, settings: { max_connections: 8000 }, fault: (ward) => sysctl(ward, "net.ipv4.ip_local_port_range", "40000 47000", "32768 60999") },
   { name: "a full conntrack table", ids: ["conntrack-table"], says: /of at most 1 entries/, fault: ({ masks }) => void masks.set("/proc/sys/net/netfilter/nf_conntrack_max", "1\n") },
@@ -291,6 +299,17 @@ async function collide(ward: Ward): Promise<void> {
     }
   }
   net.relay.sysctl("net.ipv4.tcp_timestamps", "1");
+}
+
+/** The program has begun to listen while its accept queue could only be short. */
+async function beganShort(ward: Ward): Promise<void> {
+  const { stage, relay, settings } = ward;
+  sysctl(ward, "net.core.somaxconn", "128", "4096");
+  for (const listen of ["localhost:1082", settings["listen"]!]) {
+    relay.configure({ ...settings, listen });
+    await relay.reload();
+  }
+  stage.net.relay.sysctl("net.core.somaxconn", "4096");
 }
 
 let fakes = 0;

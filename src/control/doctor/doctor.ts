@@ -49,7 +49,7 @@ async function examined(sys: Syscalls, setup: Setup): Promise<Finding[]> {
   const upstream = await examineUpstream(sys, setup, identityOf(config, program, own !== null && "uid" in own ? own.uid : null));
   found.push(...upstream.findings, ...(await examineNames(setup)));
   if (plan !== null) found.push(...(await examineRulesInForce(sys, setup, plan, program !== null)));
-  found.push(...examineLimits(sys, setup, program, upstream.addresses));
+  found.push(...(await examineLimits(sys, setup, program, upstream.addresses)));
   return withoutEchoes(found);
 }
 

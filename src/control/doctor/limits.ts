@@ -12,7 +12,8 @@ import { portOf } from "../../config/endpoint.ts";
 import { budget, FDS_MAX } from "../../engine/limits.ts";
 import { addressOf } from "../../policy/own.ts";
 import type { Setup } from "./rules.ts";
-import { restartWith } from "./service.ts";
+import { reloadOf, restartWith } from "./service.ts";
+import { run } from "../firewall/tools.ts";
 import { type Finding, finding } from "./finding.ts";
 import { type Program, readText, sameAddress, sockets, sysctl, sysctlNumber } from "../host.ts";
 import { hasPipePrivilege, nofileHard, pipesAllowed } from "../resources.ts";
@@ -29,10 +30,10 @@ const FULL = 0.98;
 /** What a process has open besides its connections: libraries, threads, listeners. */
 const FDS_BASE = 64;
 
-export function examineLimits(sys: Syscalls, setup: Setup, program: Program | null, upstream: readonly SocketAddress[]): Finding[] {
+export async function examineLimits(sys: Syscalls, setup: Setup, program: Program | null, upstream: readonly SocketAddress[]): Promise<Finding[]> {
   return [
     ...openFiles(sys, setup, program),
-    ...backlog(),
+    ...(await backlog(setup, program)),
     ...timestamps(setup),
     ...ports(setup, upstream),
     ...tracking(setup),
@@ -58,10 +59,19 @@ function openFiles(sys: Syscalls, setup: Setup, program: Program | null): Findin
     restartWith(setup, program, `LimitNOFILE=${FDS_MAX}`, `ulimit -n ${FDS_MAX} && `))];
 }
 
-function backlog(): Finding[] {
+/** A queue is as long as the setting was when its socket began to listen, or the program last read its file. */
+async function backlog({ config }: Setup, program: Program | null): Promise<Finding[]> {
   const most = sysctlNumber("net.core.somaxconn");
-  if (most === -1 || most >= BACKLOG_MIN) return [];
-  return [finding("risk", "somaxconn", `at most ${most} connections may wait to be accepted; more at once are refused or delayed`, "sysctl -w net.core.somaxconn=4096")];
+  const again = program === null ? "" : ` && ${reloadOf(program)}`;
+  if (most !== -1 && most < BACKLOG_MIN) {
+    return [finding("risk", "somaxconn", `at most ${most} connections may wait to be accepted; more at once are refused or delayed`, `sysctl -w net.core.somaxconn=4096${again}`)];
+  }
+  if (program === null) return [];
+  const ports = new Set([...config.listen, ...config.relays.flatMap(({ listen }) => listen), ...(config.egress?.listen ?? [])].map(({ bytes }) => `${portOf(bytes, 0)}`));
+  const short = (await run("ss", ["-Htln"])).out.split("\n").map((row) => row.trim().split(/\s+/))
+    .filter(([, , queue, local]) => ports.has(/:(\d+)$/.exec(local ?? "")?.[1] ?? "") && Number(queue) < BACKLOG_MIN);
+  if (short.length === 0) return [];
+  return [finding("risk", "somaxconn", `at most ${short[0]![2]} connections may wait to be accepted on ${short[0]![3]}, as net.core.somaxconn was when it began to listen`, reloadOf(program))];
 }
 
 /**

@@ -91,7 +91,7 @@ function startOf({ config, file }: Setup): string {
   return unit === undefined ? `transplice -f ${shellWord(file)} &` : `systemctl start ${unit}`;
 }
 
-const reloadOf = ({ pid, unit }: Program): string => (unit === null ? `kill -HUP ${pid}` : `systemctl reload ${unit}`);
+export const reloadOf = ({ pid, unit }: Program): string => (unit === null ? `kill -HUP ${pid}` : `systemctl reload ${unit}`);
 
 /** A start with a setting of the unit that it does not have now; or without systemd, of the shell. */
 export function restartWith({ file }: Setup, program: Program | null, setting: string, shell: string): string {
