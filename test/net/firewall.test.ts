@@ -119,6 +119,23 @@ for (const backend of BACKENDS) {
   });
 }
 
+for (const backend of ["nft", "iptables"] as const) {
+  scenario(`${backend}: CAP_NET_ADMIN is enough to set rules, as in an init container, and they are root's`, async (stage) => {
+    const firewall = new Firewall(stage, { proxy_url: "socks5://203.0.113.5:1080", mark: MARK });
+    firewall.apply(backend); // Or it is not for this machine.
+    firewall.run("remove");
+    const few = ["setpriv", "--bounding-set=-all,+net_admin", "--inh-caps=-all"];
+    const applied = firewall.runAs(few, "apply", "--backend", backend);
+    assert.deepEqual([applied.status, applied.stdout], [0, `engaged (${backend})\n`], applied.stderr);
+    assert.match(firewall.status(), new RegExp(`^0 engaged \\(${backend}\\)`));
+    const asked = firewall.runAs(few, "status");
+    assert.equal(asked.status, 4);
+    assert.match(asked.stderr, /takes CAP_SYS_ADMIN; run: sudo transplice firewall status/);
+    assert.equal(firewall.runAs(few, "remove").status, 0);
+    assert.match(firewall.status(), /^3 absent/);
+  });
+}
+
 scenario("another backend takes the place of the first", async (stage) => {
   const firewall = new Firewall(stage, { proxy_url: "socks5://203.0.113.5:1080", mark: MARK });
   for (const backend of ["iptables", "nft", "iptables-legacy", "iptables"]) {

@@ -33,7 +33,13 @@ export class Firewall {
   }
 
   run(action: string, ...flags: string[]): { status: number | null; stdout: string; stderr: string } {
-    return this.#stage.net.relay.attempt(process.execPath, [MAIN, "firewall", action, "-f", this.#file, ...flags]);
+    return this.runAs([], action, ...flags);
+  }
+
+  /** `as`: a command that starts another with fewer rights. */
+  runAs(as: readonly string[], action: string, ...flags: string[]): ReturnType<Firewall["run"]> {
+    const [command, ...args] = [...as, process.execPath, MAIN, "firewall", action, "-f", this.#file, ...flags];
+    return this.#stage.net.relay.attempt(command!, args);
   }
 
   /** The answer; or the scenario is not for this machine. */

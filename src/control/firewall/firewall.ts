@@ -5,7 +5,7 @@
  *
  * Rules are first loaded into a network namespace made for that, which is gone at once: so it shows
  * whether this kernel can have them before anything is changed, and in what words the tool will
- * list them, which is what status compares.
+ * list them, which is what status compares. Who may not make one has the tool check them instead.
  */
 import { lookup } from "node:dns/promises";
 import { existsSync, readFileSync } from "node:fs";
@@ -48,7 +48,7 @@ export async function firewall(
       }
       case "apply": {
         const plan = await planned(config);
-        const { backend } = await chosen(backends, plan);
+        const backend = await chosen(backends, plan);
         await apply(backend, plan);
         await removeAll(backend);
         return said(`engaged (${backend})\n`);
@@ -168,15 +168,17 @@ async function trial(
   return { listing };
 }
 
-/** The first backend that takes the rules here, and how it lists them. Throws a Refusal. */
-export async function chosen(
-  backends: readonly FirewallBackend[], plan: FirewallPlan,
-): Promise<{ backend: FirewallBackend; listing: Listing }> {
+/** A network namespace takes CAP_SYS_ADMIN, which a service or an init container that sets rules has not. */
+const mayTry = async (): Promise<boolean> => (await run("unshare", ["--net", "true"])).ok;
+
+/** The first backend that takes the rules here. Throws a Refusal. */
+export async function chosen(backends: readonly FirewallBackend[], plan: FirewallPlan): Promise<FirewallBackend> {
   requireCapable();
+  if (!(await mayTry())) return usable(backends, plan);
   const wrong: string[] = [];
   for (const backend of backends) {
     const tried = await trial(backend, plan);
-    if ("listing" in tried) return { backend, listing: tried.listing };
+    if ("listing" in tried) return backend;
     wrong.push(tried.wrong);
   }
   throw noneWorks(backends, wrong);
@@ -199,6 +201,9 @@ export async function standing(backends: readonly FirewallBackend[], plan: Firew
     if (listing.size > 0) found.set(backend, listing);
   }
   if (found.size === 0 && !(await isAnyRouted())) return { state: "absent" };
+  if (!(await mayTry())) {
+    throw new Refusal("rules are here; whether they are the configuration's is seen in a network namespace, which takes CAP_SYS_ADMIN", "sudo transplice firewall status");
+  }
   const backend = [...found.keys()].find((each) => backends.includes(each)) ?? backends[0]!;
   const differing = async (wanted: FirewallPlan): Promise<string[]> => {
     const tried = await trial(backend, wanted);
