@@ -74,7 +74,7 @@ export function capabilitiesOf({ upstream, mode, mark, listen, egress, firewall,
     [CAP_NET_BIND_SERVICE, ports.some((port) => port < PORT_UNPRIVILEGED)],
     [CAP_NET_ADMIN, mark !== null || firewall.manage || connect.truthful !== null || connect.learnMs !== null || (upstream !== null && mode === "tproxy")],
     // iptables-legacy speaks to the kernel on a raw socket; SO_BINDTODEVICE was root's before Linux 5.7.
-    [CAP_NET_RAW, egress?.iface != null || connect.truthful?.answer === "raw" || (firewall.manage && firewall.backend !== "nft")],
+    [CAP_NET_RAW, egress?.iface != null || connect.truthful?.answer === "raw" || (firewall.manage && firewall.backend === "iptables-legacy")],
   ]);
   return [...NAMES.keys()].filter((capability) => needed.get(capability));
 }

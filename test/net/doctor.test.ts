@@ -105,11 +105,16 @@ const CASES: readonly Case[] = [
     },
   },
   {
-    name: "the file asks for more than the process may", ids: ["capabilities"], says: /CAP_NET_RAW/, needs: "users",
+    name: "the file asks for more than the process may", ids: ["capabilities", "rules-differ"], says: /CAP_NET_RAW/, needs: "users",
     start: { command: ["setpriv", `--reuid=${NOBODY}`, "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"] },
     fault: async (ward) => {
-      ward.change({ ...ward.settings, listen: ["localhost:1081"], firewall: { manage: true } });
+      ward.change({ ...ward.settings, connect: { truthful: true } });
     },
+  },
+  {
+    name: "healthy, managing rules as a user with CAP_NET_ADMIN alone", ids: [], without: ["rules"], needs: "users", settings: { firewall: { manage: true } },
+    start: { command: ["setpriv", `--reuid=${NOBODY}`, "--clear-groups", "--inh-caps=+net_admin", "--ambient-caps=+net_admin", "--bounding-set=-all,+net_admin"] },
+    fault: async ({ relay }) => void (await relay.logged("engagement", ({ message }) => message === "the firewall's rules are engaged")),
   },
   { name: "a mistake in the file", ids: ["configuration"], says: /workerz/, fault: (ward) => writeFileSync(ward.relay.file, 'proxy_url = "direct:"\nworkerz = 1\n') },
   { name: "a user that is not there", ids: ["rules"], says: /nobody-such/, settings: { firewall: { users: ["nobody-such"] } }, without: ["rules"] },
