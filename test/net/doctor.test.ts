@@ -150,6 +150,10 @@ const CASES: readonly Case[] = [
     fault: (ward) => sysctl(ward, "net.ipv6.conf.all.forwarding", "0", "1"),
   },
   {
+    name: "one interface forwards no IPv4", ids: ["ip-forward"], runs: /^sysctl -w net\.ipv4\.conf\.inner\.forwarding=1$/, settings: { listen: ":1081", firewall: { interfaces: ["inner"] } },
+    fault: (ward) => sysctl(ward, "net.ipv4.conf.inner.forwarding", "0", "1"),
+  },
+  {
     name: "rp_filter", ids: ["rp-filter"], runs: /net.ipv4.conf.inner.rp_filter=2/, settings: { mode: "tproxy", listen: ":1081", firewall: { interfaces: ["inner"] } },
     fault: (ward) => sysctl(ward, "net.ipv4.conf.inner.rp_filter", "1", "0"),
   },
@@ -242,6 +246,7 @@ const CASES: readonly Case[] = [
     },
   },
   { name: "few ports", ids: ["port-range"], fault: (ward) => sysctl(ward, "net.ipv4.ip_local_port_range", "40000 41000", "32768 60999") },
+  { name: "most ports are reserved", ids: ["port-range"], says: /less 27233 of/, fault: (ward) => sysctl(ward, "net.ipv4.ip_local_reserved_ports", "80,32768-60000", "") },
   { name: "fewer ports than connections", ids: ["port-range"], says: /max_connections is 8000/, settings: { max_connections: 8000 }, fault: (ward) => sysctl(ward, "net.ipv4.ip_local_port_range", "40000 47000", "32768 60999") },
   { name: "a full conntrack table", ids: ["conntrack-table"], says: /of at most 1 entries/, fault: ({ masks }) => void masks.set("/proc/sys/net/netfilter/nf_conntrack_max", "1\n") },
   { name: "a small conntrack table", ids: ["conntrack-table"], says: /room for 9000/, fault: ({ masks }) => void masks.set("/proc/sys/net/netfilter/nf_conntrack_max", "9000\n") },
@@ -405,6 +410,9 @@ scenario("doctor: the egress alone, healthy; without a name server, without an a
   const { findings } = await examine(stage, relay.file);
   assert.deepEqual(findings.map(({ id }) => id).sort(), ["egress-address", ...machine()].sort());
   assert.match(findings[0]!.run, /^ip address add 192\.0\.2\.200\/32 dev /);
+  assert.equal(findings[0]!.level, "risk");
+  writeFileSync(relay.file, toml({ ...settings, outgoing: { addresses: ["192.0.2.200"] } }));
+  assert.equal((await examine(stage, relay.file)).findings.find(({ id }) => id === "egress-address")?.level, "broken", "none is left");
 });
 
 scenario("doctor: what a user may not see is said to be unknown, with what root would run", async (stage) => {

@@ -179,7 +179,7 @@ function processFamilies(now: Numbers): Family[] {
       "gauge", "transplice_build_info", "1, and what is running.",
       () => [now().version], (version) => ({ version, node: process.version }), () => 1,
     ),
-    new One("gauge", "transplice_ready", "1: it serves, and the upstream is not known to be away.", () => Number(now().ready)),
+    new One("gauge", "transplice_ready", "1: it serves, and neither the upstream nor every address to leave by is known to be away.", () => Number(now().ready)),
     new One("counter", "process_cpu_seconds_total", "User and system CPU time of the process.", () => {
       const { user, system } = process.cpuUsage();
       return (user + system) / 1e6;

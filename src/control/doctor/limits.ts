@@ -94,10 +94,12 @@ function timestamps({ config: { upstream, mode } }: Setup): Finding[] {
 
 function ports({ config }: Setup, upstream: readonly SocketAddress[]): Finding[] {
   const [first = 0, last = 0] = (sysctl("net.ipv4.ip_local_port_range") ?? "").split(/\s+/).map(Number);
-  const count = last - first + 1;
-  if (count <= 1) return [];
+  if (last <= first) return [];
+  const reserved = (sysctl("net.ipv4.ip_local_reserved_ports") ?? "").split(",").map((each) => each.split("-").map(Number))
+    .reduce((sum, [from = 0, to = from]) => sum + Math.max(0, Math.min(to, last) - Math.max(from, first) + 1), 0);
+  const count = last - first + 1 - reserved;
   const mend = 'sysctl -w net.ipv4.ip_local_port_range="1024 65535"';
-  const room = `there are ${count} local ports (${first} to ${last}), and so as many connections to one address of the upstream`;
+  const room = `there are ${count} local ports (${first} to ${last}${reserved === 0 ? "" : `, less ${reserved} of net.ipv4.ip_local_reserved_ports`}), and so as many connections to one address of the upstream`;
   const { maxConnections } = config;
   if (upstream.length > 0 && maxConnections !== null && maxConnections > count * upstream.length) {
     return [finding("risk", "port-range", `${room}; max_connections is ${maxConnections}`, mend)];

@@ -80,6 +80,11 @@ function hostFindings(setup: Setup, plan: FirewallPlan, upstream: readonly strin
     if (has(6) && sysctl("net.ipv6.conf.all.forwarding") === "0") {
       found.push(finding("broken", "ip-forward", "this host forwards no IPv6, as a gateway must", "sysctl -w net.ipv6.conf.all.forwarding=1"));
     }
+    for (const [family, all] of [[4, "net.ipv4.ip_forward"], [6, "net.ipv6.conf.all.forwarding"]] as const) {
+      const closed = plan.interfaces.map((name) => `net.ipv${family}.conf.${name.replaceAll(".", "/")}.forwarding`).filter((name) => sysctl(name) === "0");
+      if (!has(family) || sysctl(all) === "0" || closed.length === 0) continue;
+      found.push(finding("broken", "ip-forward", `this host forwards no IPv${family} that comes in by all of its interfaces (${closed.join(", ")})`, `sysctl -w ${closed.map((name) => `${name}=1`).join(" ")}`));
+    }
     for (const name of plan.interfaces) {
       if (!existsSync(`/sys/class/net/${name}`) && networkInterfaces()[name] === undefined) {
         found.push(finding("broken", "interface-absent", `there is no interface ${name} (interfaces in [firewall])`, "ip link"));

@@ -130,11 +130,12 @@ function logFindings({ log: { filename } }: Config): Finding[] {
 
 function egressFindings(sys: Syscalls, { egress }: Config): Finding[] {
   const found: Finding[] = [];
-  for (const { bytes, prefix } of egress?.addresses ?? []) {
-    if (prefix < bytes.length * 8) continue;
+  const all = egress?.addresses ?? [];
+  const absent = all.filter(({ bytes, prefix }) => prefix === bytes.length * 8 && !isOnHost(sys, socketAddress(addressText(bytes), 0)!));
+  for (const { bytes, prefix } of absent) {
     const text = addressText(bytes);
-    if (isOnHost(sys, socketAddress(text, 0)!)) continue;
-    found.push(finding("risk", "egress-address", `${text} of outgoing.addresses is not on this host, and is not used`,
+    // With another one left, the service goes on.
+    found.push(finding(absent.length === all.length ? "broken" : "risk", "egress-address", `${text} of outgoing.addresses is not on this host, and is not used`,
       `ip address add ${text}/${prefix} dev $(ip -o route show default | sed 's/.* dev \\([^ ]*\\).*/\\1/;q')`));
   }
   const iface = egress?.iface ?? null;
