@@ -172,6 +172,8 @@ const CASES: readonly Case[] = [
     name: "route_localnet", ids: ["route-localnet"], runs: /route_localnet=1/, without: ["rules"],
     fault: (ward) => nft(ward, `${BY_HAND("inet", EXEMPT).replace(/\}\n$/, "")} chain prerouting { type nat hook prerouting priority -100; iifname "inner" meta l4proto tcp dnat ip to 127.0.0.1:1081; }; }\n`),
   },
+  { name: "healthy, without what the file excludes", ids: [], settings: { firewall: { exclude: ["::/0", "203.0.113.0/24"] } } },
+  { name: "an IPv6 hole of what the file includes", ids: ["ipv6-hole"], says: /add "::\/0"/, settings: { firewall: { include: ["0.0.0.0/0"] } }, needs: "ipv6" },
   { name: "an IPv6 hole of the file's", ids: ["ipv6-hole"], settings: { listen: "127.0.0.1:1081" }, needs: "ipv6" },
   {
     name: "an IPv6 hole of rules by hand", ids: ["ipv6-hole"], says: /by hand/, without: ["rules"], needs: "ipv6",
@@ -246,7 +248,7 @@ const CASES: readonly Case[] = [
     },
   },
   { name: "few ports", ids: ["port-range"], fault: (ward) => sysctl(ward, "net.ipv4.ip_local_port_range", "40000 41000", "32768 60999") },
-  { name: "most ports are reserved", ids: ["port-range"], says: /less 27233 of/, fault: (ward) => sysctl(ward, "net.ipv4.ip_local_reserved_ports", "80,32768-60000", "") },
+  { name: "most ports are reserved", ids: ["port-range"], says: /less 27233 of/, fault: (ward) => sysctl(ward, "net.ipv4.ip_local_reserved_ports", "80,32768-60000", "\n") },
   { name: "fewer ports than connections", ids: ["port-range"], says: /max_connections is 8000/, settings: { max_connections: 8000 }, fault: (ward) => sysctl(ward, "net.ipv4.ip_local_port_range", "40000 47000", "32768 60999") },
   { name: "a full conntrack table", ids: ["conntrack-table"], says: /of at most 1 entries/, fault: ({ masks }) => void masks.set("/proc/sys/net/netfilter/nf_conntrack_max", "1\n") },
   { name: "a small conntrack table", ids: ["conntrack-table"], says: /room for 9000/, fault: ({ masks }) => void masks.set("/proc/sys/net/netfilter/nf_conntrack_max", "9000\n") },

@@ -5,10 +5,13 @@
  */
 import { existsSync, readFileSync } from "node:fs";
 import { networkInterfaces } from "node:os";
-import { EADDRNOTAVAIL, ENETUNREACH, EPERM } from "../../../native-bindings/constants.ts";
+import { ENETUNREACH, EPERM } from "../../../native-bindings/constants.ts";
 import type { Syscalls } from "../../../native-bindings/syscalls.ts";
 import type { Config } from "../../config/config.ts";
 import { portOf, socketAddress } from "../../config/endpoint.ts";
+import { parseNetwork } from "../../config/network.ts";
+import { type Network, Networks } from "../../policy/network.ts";
+import { addressOf } from "../../policy/own.ts";
 import { type Finding, finding } from "./finding.ts";
 import { backendsOf, chosen, planned, standing, upstreamAddresses } from "../firewall/firewall.ts";
 import { fits, redirections, type Redirection } from "../firewall/others.ts";
@@ -129,6 +132,10 @@ function hostFindings(setup: Setup, plan: FirewallPlan, upstream: readonly strin
   if (has(4) && !has(6) && hasGlobalIPv6()) {
     found.push(finding("broken", "ipv6-hole", `IPv4 is redirected, and IPv6 goes past transplice; add "[::1]:${port}" to listen`, edit(setup)));
   }
+  const [ipv4, ipv6] = ([4, 6] as const).map((family) => plan.families.find((each) => each.family === family));
+  if (ipv4?.include?.includes("0.0.0.0/0") && ipv6?.include?.length === 0 && ipv6.lifted.length === 0 && hasGlobalIPv6()) {
+    found.push(finding("risk", "ipv6-hole", 'include in [firewall] names all of IPv4 and nothing of IPv6, which goes past transplice; add "::/0" to it', edit(setup)));
+  }
   return found;
 }
 
@@ -226,8 +233,9 @@ async function arrivals(sys: Syscalls, plan: FirewallPlan, config: Config, elsew
   const listeners = [...config.listen.map(({ bytes }) => portOf(bytes, 0)), ...(plan.mode === "tproxy" ? [port] : [])];
   const suspects: Redirection[] = [];
   for (const family of plan.families) {
-    if (family.include !== null) continue;
     const to = socketAddress(NOBODY_THERE[family.family], port)!;
+    const left = new Networks(family.exclude.map((text) => parseNetwork(text) as Network));
+    if (family.include !== null || left.has(addressOf(to.bytes, 0), 0, family.family === 4 ? 4 : 16)) continue;
     let outcome: Awaited<ReturnType<typeof arrive>> = "nobody";
     for (let attempt = 0; attempt < ATTEMPTS && outcome === "nobody"; attempt++) {
       outcome = await arrive(sys, to, uid, listeners);
@@ -271,7 +279,7 @@ async function arrive(
 ): Promise<"here" | "elsewhere" | "silence" | "nobody" | "unlike" | "unrouted"> {
   const dialled = dial(sys, to, { mark: null, uid });
   if (typeof dialled === "number") {
-    return dialled === -EPERM ? "unlike" : [-ENETUNREACH, -EADDRNOTAVAIL].includes(dialled) ? "unrouted" : "silence";
+    return dialled === -EPERM ? "unlike" : dialled === -ENETUNREACH ? "unrouted" : "silence";
   }
   const { fd, socket } = dialled;
   try {
