@@ -182,6 +182,8 @@ scenario("the service's user is let through, and so are others that are named", 
 scenario("what is missing is said, with what to do", async (stage) => {
   const firewall = new Firewall(stage, { listen: "127.0.0.1:1081", proxy_url: `socks5://${RELAY[4]}:1080`, firewall: { service_user: "nobody-such" } });
   assert.match(firewall.run("apply").stderr, /useradd .*nobody-such/);
+  firewall.change({ proxy_url: `socks5://${RELAY[4]}:1080`, mark: MARK, firewall: { backend: "nft", exclude_cgroups: ["nowhere.slice"] } });
+  assert.match(firewall.run("apply").stderr, /a cgroup of exclude_cgroups in \[firewall\] does not exist now.*nowhere\.slice/);
   firewall.change({ listen: "127.0.0.1:1081", proxy_url: `socks5://${RELAY[4]}:1080`, mark: MARK, firewall: { interfaces: ["none0"] } });
   const { status, stdout } = firewall.run("check");
   assert.equal(status, 1);

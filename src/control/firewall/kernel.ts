@@ -127,11 +127,13 @@ export async function isAnyPresent(): Promise<boolean> {
   return isAnyRouted();
 }
 
-/** Of rules that nft did not take. Of a queue it says but "No such file or directory". */
-export const nftSaid = ({ said }: Ran, { queues }: FirewallPlan): string =>
+/** Of rules that nft did not take. Of a queue, and of a cgroup, it says but "No such file or directory". */
+export const nftSaid = ({ said }: Ran, { queues, excludeCgroups }: FirewallPlan): string =>
   queues !== null && / queue /.test(said)
     ? `nft cannot queue in this kernel (NFT_QUEUE), as connect.truthful needs; set backend = "iptables" in [firewall]: ${said}`
-    : `nft: ${said}`;
+    : excludeCgroups.length > 0 && /cgroupv2 path fails/.test(said)
+      ? `a cgroup of exclude_cgroups in [firewall] does not exist now, see: systemd-cgls; nft: ${said}`
+      : `nft: ${said}`;
 
 export async function apply(backend: FirewallBackend, plan: FirewallPlan): Promise<void> {
   // What delivers comes before what is delivered, and goes after it.
