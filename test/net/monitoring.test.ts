@@ -17,6 +17,7 @@ const read = (file: string): string => readFileSync(`${MONITORING}${file}`, "utf
 
 interface Panel {
   readonly title: string;
+  readonly description?: string;
   readonly id: number;
   readonly gridPos: { readonly x: number; readonly y: number; readonly w: number; readonly h: number };
   readonly targets?: readonly { readonly expr: string }[];
@@ -58,6 +59,12 @@ scenario("every metric of the dashboard and of the alerts is one that the proces
       assert.match(page, new RegExp(`^${metric}\\{[^}]*\\b${label}="`, "m"), `${metric} has no label ${label}`);
     }
   }
+  // A relay has less, and its panels say so.
+  const relayPage = await relayMetrics(stage);
+  for (const { title, description, targets = [] } of dashboard.panels) {
+    const missing = targets.flatMap(({ expr }) => [...expr.matchAll(/\btransplice_[a-z0-9_]+/g)].map(([name]) => name.replace(/_(bucket|sum|count)$/, ""))).filter((name) => !relayPage.includes(`# TYPE ${name} `));
+    if (missing.length > 0) assert.match(description ?? "", /egress/, `${title}: ${missing.join(", ")}`);
+  }
   // What promtool's tests of the rules are fed with is what there is: else an alert speaks of a label that is not there.
   const labelsOf = (labels: string): string[] => [...labels.matchAll(/(\w+)="/g)].map(([, label]) => label!).filter((label) => !["job", "instance"].includes(label)).sort();
   for (const [, metric, labels] of read("alerts.test.yml").matchAll(/series: '(\w+)\{([^}]*)\}'/g)) {
@@ -65,6 +72,11 @@ scenario("every metric of the dashboard and of the alerts is one that the proces
     assert.deepEqual(labelsOf(labels!), labelsOf(real), `the labels of ${metric}`);
   }
 });
+
+async function relayMetrics(stage: Stage): Promise<string> {
+  await stage.relay({ listen: "127.0.0.1:1083", proxy_url: "direct:", workers: 1, admin: { listen: "127.0.0.1:9183" } });
+  return String((await curl(stage.net.relay, "http://127.0.0.1:9183/metrics")).body);
+}
 
 scenario("the alert rules are right, and come when they should", async (stage) => {
   assert.match(promtool(stage, "check", "rules", "alerts.yml"), /SUCCESS: 17 rules found/);
