@@ -15,6 +15,7 @@ import { type Problem, problemText } from "./config/problem.ts";
 import type { Loaded, ProgramName } from "./config/program.ts";
 import { tomlName } from "./config/toml.ts";
 import { isChain, loadUp, type UpSource } from "./config/up.ts";
+import { readVariables } from "./config/variables.ts";
 import { Activation } from "./control/activation.ts";
 import type { Outcome } from "./control/firewall/firewall.ts";
 import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
@@ -236,7 +237,8 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   const log = new Log({ topic: reading.as, ...config.log, defaults: { pid: process.pid } });
   if (log.fault !== null) {
     heir?.failed([`log.filename: ${log.fault}`]);
-    process.stderr.write(`${file}: log.filename: ${log.fault}\n`);
+    const said = [...readVariables(variables).overrides, ...overrides].findLast(({ key }) => key === "log.filename");
+    process.stderr.write(`${said?.from ?? `${file}: log.filename`}: ${log.fault}\n`);
     return 1;
   }
   const cannotStart = async (wrong: readonly string[]): Promise<void> => {

@@ -92,6 +92,8 @@ scenario("what does not start says why, and exits as documented", async (stage) 
     [["-f", file("absent.toml", 'listen = "192.0.2.77:1081"\nproxy_url = "direct:"\n')], 1, /192\.0\.2\.77:1081: bind: .*this host has no such address, see: ip address/],
     [["migrate", `${DIRECTORY}/missing.conf`], 1, /missing\.conf: does not exist\n$/],
     [["migrate", DIRECTORY], 1, /is a directory, not a file\n$/],
+    [["-f", valid, "-logfile", "/nowhere/x"], 1, /^-logfile: open \/nowhere\/x: no such file or directory$/m],
+    [["-f", file("unlogged.toml", 'proxy_url = "direct:"\nlog.filename = "/nowhere/x"\n')], 1, /unlogged\.toml: log\.filename: open \/nowhere\/x: /],
     [["--version"], 0, /\d+\.\d+\.\d+/],
     [["--help"], 0, /-loglevel|--loglevel/],
   ];
