@@ -90,7 +90,7 @@ const DIFFERENT: Readonly<Record<ProgramName, readonly string[]>> = {
     "connections end after 10 s without an upstream, 10 s of its silence, 5 min half-closed, 2 h 4 min without traffic; redsocks had no such limits ([timeouts])",
     "IPv6 is relayed, too, where a listener has it",
     ...EVERY_RELAY,
-    "USR1 opens the log file again; it does not list the clients",
+    "USR1 opens the log file again; the clients are listed by transplice tunnels ([admin]), and by USR1 under the name redsocks alone",
   ],
 };
 

@@ -656,7 +656,7 @@ function warningsOf(config: Config, values: Values, file: File): Problem[] {
       warnings.push(
         file.about(
           "admin.listen",
-          `at ${open[0]!.text} there are but metrics and health: whatever else the endpoint says takes a token there; set admin.token, or listen on 127.0.0.1`,
+          `at ${open[0]!.text} only metrics and health are answered: all else takes a token there; set admin.token, or listen on 127.0.0.1`,
         ),
       );
     }

@@ -65,7 +65,7 @@ test("an address that others reach is warned about where nothing guards it", () 
   assert.deepEqual(parsed('[admin]\nlisten = "127.0.0.1:9181"').warnings, []);
   assert.deepEqual(parsed('[admin]\nlisten = "unix:/run/x"').warnings, []);
   assert.deepEqual(parsed(`[admin]\nlisten = ":9181"\ntoken = "${TOKEN}"`).warnings, []);
-  assert.match(parsed('[admin]\nlisten = "10.0.0.1:9181"').warnings.join(), /at 10\.0\.0\.1:9181 there are but metrics and health/);
+  assert.match(parsed('[admin]\nlisten = "10.0.0.1:9181"').warnings.join(), /at 10\.0\.0\.1:9181 only metrics and health are answered/);
 });
 
 test("a configuration is shown without its secrets", () => {
