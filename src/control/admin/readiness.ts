@@ -26,12 +26,21 @@ export interface ReadinessSources {
   readonly noExit: () => boolean;
 }
 
-/** An answer of the upstream's holds so long. */
+/** An answer of the upstream's holds so long, for who asks it. */
 const PROBED_MS = 5000;
+/** That it gave none is known so long, as a failed dial is. */
+const KNOWN_MS = 60_000;
+
+interface Probed {
+  readonly atMs: number;
+  readonly outcome: Promise<string | null>;
+  /** The outcome, as soon as it is there. */
+  why: string | null;
+}
 
 export class Readiness {
   readonly #sources: ReadinessSources;
-  readonly #probed = new Map<string, { readonly atMs: number; readonly outcome: Promise<string | null> }>();
+  readonly #probed = new Map<string, Probed>();
 
   constructor(sources: ReadinessSources) {
     this.#sources = sources;
@@ -47,11 +56,15 @@ export class Readiness {
 
   /** Why it is of no use to send connections here, as far as that is known. */
   get problems(): string[] {
-    const { isFailing } = this.#sources;
+    const { isFailing, isAnswering } = this.#sources;
     const upstreams = this.#sources.upstreams();
     const problems = this.#ownProblems(upstreams);
-    for (const { text, addresses } of upstreams) {
-      if (addresses.length > 0 && addresses.every((address) => isFailing(address.text))) problems.push(`${text}: most dials of the last minute failed`);
+    for (const upstream of upstreams) {
+      const { text, addresses } = upstream;
+      if (addresses.length === 0 || addresses.some((address) => isAnswering(address.text))) continue;
+      const probed = this.#probed.get(keyOf(upstream));
+      if (addresses.every((address) => isFailing(address.text))) problems.push(`${text}: most dials of the last minute failed`);
+      else if (probed !== undefined && probed.why !== null && performance.now() - probed.atMs < KNOWN_MS) problems.push(`${text} does not answer: ${probed.why}`);
     }
     return problems;
   }
@@ -81,13 +94,17 @@ export class Readiness {
 
   /** Many who ask at once are one question. */
   #ask(upstream: UpstreamView): Promise<string | null> {
-    const key = `${upstream.text} ${upstream.addresses.map((address) => address.text).join()}`;
+    const key = keyOf(upstream);
+    const now = performance.now();
     const known = this.#probed.get(key);
-    if (known !== undefined && performance.now() - known.atMs < PROBED_MS) return known.outcome;
+    if (known !== undefined && now - known.atMs < PROBED_MS) return known.outcome;
     // What was asked of former configurations is of no use.
-    this.#probed.clear();
-    const outcome = this.#sources.probe(upstream);
-    this.#probed.set(key, { atMs: performance.now(), outcome });
-    return outcome;
+    for (const [old, { atMs }] of this.#probed) if (now - atMs >= KNOWN_MS) this.#probed.delete(old);
+    const probed: Probed = { atMs: now, outcome: this.#sources.probe(upstream), why: known?.why ?? null };
+    this.#probed.set(key, probed);
+    void probed.outcome.then((why) => (probed.why = why));
+    return probed.outcome;
   }
 }
+
+const keyOf = ({ text, addresses }: UpstreamView): string => `${text} ${addresses.map((address) => address.text).join()}`;
