@@ -28,6 +28,8 @@ export interface Setup {
 
 /** To change what only the operator can decide. */
 export const edit = ({ file }: Pick<Setup, "file">): string => `\${EDITOR:-vi} ${shellWord(file)}`;
+/** For what this user may not look at. */
+export const asRoot = ({ file }: Setup): string => `sudo transplice doctor -f ${shellWord(file)}`;
 export const shellWord = (text: string): string => (/^[\w./:@%+=-]+$/.test(text) ? text : `'${text.replaceAll("'", "'\\''")}'`);
 
 export interface RulesExamined {
@@ -50,7 +52,7 @@ export async function examineForRules(setup: Setup, asked: FirewallBackend | nul
   const print = `transplice firewall print -f ${shellWord(setup.file)}`;
   const backends = asked === null ? backendsOf(config) : [asked];
   const incapable = capable();
-  if (incapable !== null) findings.push(finding("unknown", "backend", incapable.message, incapable.run!));
+  if (incapable !== null) findings.push(finding("unknown", "backend", incapable.message, asRoot(setup)));
   else {
     try {
       await chosen(backends, plan);

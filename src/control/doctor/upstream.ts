@@ -7,7 +7,7 @@ import type { Syscalls } from "../../../native-bindings/syscalls.ts";
 import type { Config, SocketAddress, Upstream } from "../../config/config.ts";
 import { endpointText, portOf, socketAddress } from "../../config/endpoint.ts";
 import { addressOf } from "../../policy/own.ts";
-import { edit, listOf, type Setup } from "./rules.ts";
+import { asRoot, edit, listOf, type Setup } from "./rules.ts";
 import { type Finding, finding, type FindingId } from "./finding.ts";
 import { addressesOf } from "../firewall/firewall.ts";
 import { exemption, fits, redirections } from "../firewall/others.ts";
@@ -110,7 +110,7 @@ function failure(setup: Setup, upstream: Proxy, to: SocketAddress, outcome: Excl
     case "credentials":
       return broken("upstream-credentials", `does not accept the user and password of proxy_url: ${outcome.detail}`, edit(setup));
     case "unlike":
-      return finding("unknown", "upstream-unreachable", "whether the upstream answers may only be tried by the service's user or root", "sudo transplice doctor");
+      return finding("unknown", "upstream-unreachable", "whether the upstream answers may only be tried by the service's user or root", asRoot(setup));
   }
 }
 
