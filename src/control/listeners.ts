@@ -359,20 +359,21 @@ interface Trouble {
 }
 
 function trouble(address: ListenAddress, call: string, result: Result): Trouble {
-  const remedy =
-    -result === EADDRINUSE
-      ? "; another program listens there, see: ss -ltnp"
-      : -result === EADDRNOTAVAIL
-        ? "; this host has no such address, see: ip address"
-        : -result === EACCES
-          ? "; a port below 1024 takes CAP_NET_BIND_SERVICE, or root"
-          : call.endsWith("IP_TRANSPARENT")
-            ? '; mode = "tproxy" needs CAP_NET_ADMIN'
-            : "";
+  const remedy = call.endsWith("IP_TRANSPARENT") ? '; mode = "tproxy" needs CAP_NET_ADMIN' : bindRemedy(-result);
   return {
     text: `listen tcp ${address.text}: ${call}: ${errnoText(-result)}${remedy}`,
     absent: -result === EADDRNOTAVAIL || -result === EAFNOSUPPORT,
   };
+}
+
+/** What to do where a port of an address was not to be had, to stand behind the error; or "". */
+export function bindRemedy(errno: number): string {
+  switch (errno) {
+    case EADDRINUSE: return "; another program listens there, see: ss -ltnp";
+    case EADDRNOTAVAIL: return "; this host has no such address, see: ip address";
+    case EACCES: return "; a port below 1024 takes CAP_NET_BIND_SERVICE, or root";
+    default: return "";
+  }
 }
 
 const ERRORS = getSystemErrorMap();

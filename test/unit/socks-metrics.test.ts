@@ -501,11 +501,12 @@ test("what cannot be listened on is said, and nothing has changed", async (conte
   for (const others of [[], [LOOPBACK]]) {
     const wrong = await world.metrics.move([
       { text: `127.0.0.1:${fresh}`, dualStack: false }, { text: taken, dualStack: false },
-      { text: "192.0.2.1:1081", dualStack: false }, ...others,
+      { text: "192.0.2.1:1081", dualStack: false }, { text: "unix:/nowhere/a.sock", path: "/nowhere/a.sock" }, ...others,
     ]);
     assert.deepEqual(wrong, [
-      `listen tcp ${taken} for metrics: listen EADDRINUSE: address already in use ${taken}`,
-      "listen tcp 192.0.2.1:1081 for metrics: listen EADDRNOTAVAIL: address not available 192.0.2.1:1081",
+      `listen tcp ${taken} for metrics: listen EADDRINUSE: address already in use ${taken}; another program listens there, see: ss -ltnp`,
+      "listen tcp 192.0.2.1:1081 for metrics: listen EADDRNOTAVAIL: address not available 192.0.2.1:1081; this host has no such address, see: ip address",
+      "listen unix:/nowhere/a.sock for metrics: there is no folder /nowhere",
     ]);
     assert.deepEqual(world.metrics.listening, before);
     assert.equal((await ask(port)).status, 200);

@@ -5,11 +5,13 @@
  * Each address has a server of its own. Whoever connects has a few seconds to ask and to take the
  * answer, unless the answer is a stream, whose end is its owner's business.
  */
-import { chmodSync, lstatSync, renameSync, unlinkSync } from "node:fs";
+import { chmodSync, existsSync, lstatSync, renameSync, unlinkSync } from "node:fs";
 import http from "node:http";
 import net, { type Socket } from "node:net";
+import { dirname } from "node:path";
 import type { AdminAddress, ListenAddress } from "../../config/config.ts";
 import { endpointText, splitHostPort } from "../../config/endpoint.ts";
+import { bindRemedy } from "../listeners.ts";
 import type { Log } from "../log/log.ts";
 
 /** Where a server listens: what it needs to know of an address. */
@@ -230,10 +232,19 @@ export class HttpServers {
     }
   }
 
-  #textOf({ text }: HttpAddress, error: NodeJS.ErrnoException): string {
-    const where = text.startsWith("unix:") ? text : `tcp ${text}`;
-    return `listen ${where} for ${this.#options.purpose}: ${error.message}`;
+  #textOf(address: HttpAddress, error: NodeJS.ErrnoException): string {
+    const [where, why] = "path" in address
+      ? [address.text, pathTrouble(address.path, error)]
+      : [`tcp ${address.text}`, `${error.message}${bindRemedy(-(error.errno ?? 0))}`];
+    return `listen ${where} for ${this.#options.purpose}: ${why}`;
   }
+}
+
+function pathTrouble(path: string, { code, message }: NodeJS.ErrnoException): string {
+  if (code !== "EACCES") return message;
+  const folder = dirname(path);
+  // libuv says so of a folder that is not there, too.
+  return existsSync(folder) ? `who runs transplice may not make a socket there, see: ls -ld ${folder}` : `there is no folder ${folder}`;
 }
 
 /** The same text may be wanted dual-stack or not: another socket. */
