@@ -10,13 +10,13 @@ class World {
   upstreams = [upstream("192.0.2.2")];
   answering = false;
   readonly asked: string[] = [];
-  why: string | null = "ECONNREFUSED";
+  why: string | Error | null = "ECONNREFUSED";
   readonly readiness = new Readiness({
     stopping: () => false, workers: () => [{ state: "running" } as never], upstreams: () => this.upstreams, isFailing: () => false,
     isAnswering: () => this.answering, noExit: () => false,
     probe: ({ text }) => {
       this.asked.push(text);
-      return Promise.resolve(this.why);
+      return this.why instanceof Error ? Promise.reject(this.why) : Promise.resolve(this.why);
     },
   });
 }
@@ -39,5 +39,12 @@ test("who asks at once is one question to each upstream", async () => {
   await Promise.all([world.readiness.check(), world.readiness.check()]);
   await world.readiness.check();
   assert.deepEqual(world.asked, ["socks5://192.0.2.2:1080", "socks5://192.0.2.3:1080"]);
+  assert.deepEqual(world.readiness.problems, []);
+});
+
+test("of a probe that could not be made, who asked hears, and nobody else", async () => {
+  const world = new World();
+  world.why = new Error("no file descriptor is left");
+  await assert.rejects(world.readiness.check(), world.why);
   assert.deepEqual(world.readiness.problems, []);
 });

@@ -102,7 +102,8 @@ export class Readiness {
     for (const [old, { atMs }] of this.#probed) if (now - atMs >= KNOWN_MS) this.#probed.delete(old);
     const probed: Probed = { atMs: now, outcome: this.#sources.probe(upstream), why: known?.why ?? null };
     this.#probed.set(key, probed);
-    void probed.outcome.then((why) => (probed.why = why));
+    // Who asked hears of a probe that could not be made.
+    probed.outcome.then((why) => (probed.why = why), () => {});
     return probed.outcome;
   }
 }

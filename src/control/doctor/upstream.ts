@@ -7,7 +7,7 @@ import type { Syscalls } from "../../../native-bindings/syscalls.ts";
 import type { Config, SocketAddress, Upstream } from "../../config/config.ts";
 import { endpointText, portOf, socketAddress } from "../../config/endpoint.ts";
 import { addressOf } from "../../policy/own.ts";
-import { asRoot, edit, listOf, type Setup } from "./rules.ts";
+import { asRoot, edit, listOf, type Setup, shellWord } from "./rules.ts";
 import { type Finding, finding, type FindingId } from "./finding.ts";
 import { addressesOf } from "../firewall/firewall.ts";
 import { exemption, fits, redirections } from "../firewall/others.ts";
@@ -67,7 +67,7 @@ async function examineAddress(sys: Syscalls, setup: Setup, upstream: Proxy, to: 
       each.hooks.includes("output") && each.families.includes(family) && each.port === row.localPort && fits(each, to) !== "no");
     return [finding("broken", "upstream-redirected",
       `connections to the upstream ${to.text} are redirected themselves, to port ${row.localPort} of this host; a rule must let them pass`,
-      taker === undefined ? listOf(taker) : taker.ours ? `transplice firewall apply -f ${setup.file}` : exemption(taker, to, identity.mark))];
+      taker === undefined ? listOf(taker) : taker.ours ? `transplice firewall apply -f ${shellWord(setup.file)}` : exemption(taker, to, identity.mark))];
   }
   if (outcome.ok) return [];
   if (outcome.at === "dial") {
