@@ -340,7 +340,8 @@ const covers = (wide: ListenAddress, other: ListenAddress): boolean =>
 const overlap = (a: ListenAddress, b: ListenAddress): boolean =>
   a.text === b.text || covers(a, b) || covers(b, a);
 
-function wantedBy({ listen, relays, egress }: Config): { address: ListenAddress; role: Role }[] {
+/** Where this configuration wants connections. */
+export function wantedBy({ listen, relays, egress }: Config): { address: ListenAddress; role: Role }[] {
   return [
     ...[...listen, ...relays.flatMap((relay) => relay.listen)]
       .map((address) => ({ address, role: "transparent" as const })),

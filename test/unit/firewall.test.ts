@@ -8,7 +8,7 @@ import { differences } from "../../src/control/firewall/kernel.ts";
 import { iptablesRules, ownTables, transition } from "../../src/control/firewall/iptables.ts";
 import { nftRules } from "../../src/control/firewall/nft.ts";
 import { ruleOf } from "../../src/control/firewall/marks.ts";
-import { exemption, fits } from "../../src/control/firewall/others.ts";
+import { exemption, fits, type Redirection, takers } from "../../src/control/firewall/others.ts";
 import { type FirewallPlan, firewallPlan } from "../../src/control/firewall/plan.ts";
 import { SPECIAL_IPV4, SPECIAL_IPV6 } from "../../src/policy/special.ts";
 
@@ -219,4 +219,14 @@ test("whose connections another rule may take, by its own words", () => {
     ["meta l4proto tcp tcp dport { 80, 443 } redirect to :9999", "203.0.113.1", "maybe"],
   ];
   for (const [rule, to, answer] of cases) assert.equal(answers(rule, to), answer, rule);
+});
+
+test("who may take what a program of this host sends there: by the hook, the family and the rule's words", () => {
+  const rule = (other: Partial<Redirection> = {}): Redirection =>
+    ({ families: [4], hooks: ["output"], target: "redirect", address: null, port: 9999, text: "x, chain c: redirect to :9999", ours: false, ...other });
+  const to = socketAddress("203.0.113.1", 443)!;
+  const able = [rule(), rule({ families: [4, 6] }), rule({ text: "x, chain c: ip daddr 203.0.113.0/24 redirect to :9999" })];
+  const unable = [rule({ hooks: ["prerouting"] }), rule({ families: [6] }), rule({ text: "x, chain c: tcp dport 80 redirect to :9999" })];
+  assert.deepEqual(takers([...unable, ...able], to), able);
+  assert.deepEqual(takers([...unable, ...able], socketAddress("2001:db8::1", 443)!), [unable[1], able[1]]);
 });

@@ -15,6 +15,7 @@ import type { Setup } from "./rules.ts";
 import { reloadOf, restartWith } from "./service.ts";
 import { run } from "../firewall/tools.ts";
 import { type Finding, finding } from "./finding.ts";
+import { wantedBy } from "../listeners.ts";
 import { type Program, readText, sameAddress, sockets, sysctl, sysctlNumber } from "../host.ts";
 import { hasPipePrivilege, nofileHard, pipesAllowed } from "../resources.ts";
 
@@ -67,7 +68,7 @@ async function backlog({ config }: Setup, program: Program | null): Promise<Find
     return [finding("risk", "somaxconn", `at most ${most} connections may wait to be accepted; more at once are refused or delayed`, `sysctl -w net.core.somaxconn=4096${again}`)];
   }
   if (program === null) return [];
-  const ports = new Set([...config.listen, ...config.relays.flatMap(({ listen }) => listen), ...(config.egress?.listen ?? [])].map(({ bytes }) => `${portOf(bytes, 0)}`));
+  const ports = new Set(wantedBy(config).map(({ address }) => `${portOf(address.bytes, 0)}`));
   const short = (await run("ss", ["-Htln"])).out.split("\n").map((row) => row.trim().split(/\s+/))
     .filter(([, , queue, local]) => ports.has(/:(\d+)$/.exec(local ?? "")?.[1] ?? "") && Number(queue) < BACKLOG_MIN);
   if (short.length === 0) return [];

@@ -14,7 +14,7 @@ import { type Network, Networks } from "../../policy/network.ts";
 import { addressOf } from "../../policy/own.ts";
 import { type Finding, finding } from "./finding.ts";
 import { backendsOf, chosen, planned, standing, upstreamAddresses } from "../firewall/firewall.ts";
-import { fits, redirections, type Redirection } from "../firewall/others.ts";
+import { redirections, type Redirection, takers } from "../firewall/others.ts";
 import type { FirewallPlan } from "../firewall/plan.ts";
 import { capable, type FirewallBackend, Refusal, tool } from "../firewall/tools.ts";
 import { sysctl } from "../host.ts";
@@ -245,10 +245,10 @@ async function arrivals(sys: Syscalls, plan: FirewallPlan, config: Config, elsew
     if (outcome === "silence") lost.push(to.text);
     // A host without a way to IPv6 is as it should be.
     if (outcome === "unrouted" && family.family === 4 && hasIPv4()) unrouted = true;
-    const takers = elsewhere.filter((each) => each.hooks.includes("output") && each.families.includes(family.family) && fits(each, to) !== "no");
-    if (outcome !== "elsewhere" && (outcome !== "nobody" || takers.length === 0)) continue;
+    const able = takers(elsewhere, to);
+    if (outcome !== "elsewhere" && (outcome !== "nobody" || able.length === 0)) continue;
     led.push(to.text);
-    suspects.push(...takers);
+    suspects.push(...able);
   }
   const name = "a connection of an ordinary program to";
   const found: Finding[] = [];

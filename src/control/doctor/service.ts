@@ -13,6 +13,7 @@ import { type Setup, shellWord } from "./rules.ts";
 import { type Finding, finding } from "./finding.ts";
 import { holders, isWild, type Program, programOf, readText, sameAddress, type SocketRow, sockets, TCP_LISTEN } from "../host.ts";
 import { capabilitiesOf, capabilityName } from "../identity.ts";
+import { wantedBy } from "../listeners.ts";
 import { boundingCapabilities } from "../resources.ts";
 
 export interface ServiceExamined {
@@ -25,7 +26,7 @@ export function examineService(sys: Syscalls, setup: Setup): ServiceExamined {
   const { config } = setup;
   const found: Finding[] = [];
   const rows = sockets((state) => state === TCP_LISTEN);
-  const wanted = [...config.listen, ...config.relays.flatMap(({ listen }) => listen), ...(config.egress?.listen ?? []), ...(config.egress?.metrics ?? []),
+  const wanted = [...wantedBy(config).map(({ address }) => address), ...(config.egress?.metrics ?? []),
     ...(config.admin?.listen ?? []).flatMap((address) => ("bytes" in address ? [address] : []))];
   const inodes = holders(new Set(rows.map(({ inode }) => inode)));
   const silent: ListenAddress[] = [];

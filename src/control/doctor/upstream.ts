@@ -10,7 +10,7 @@ import { addressOf } from "../../policy/own.ts";
 import { asRoot, edit, listOf, type Setup, shellWord } from "./rules.ts";
 import { type Finding, finding, type FindingId } from "./finding.ts";
 import { addressesOf } from "../firewall/firewall.ts";
-import { exemption, fits, redirections } from "../firewall/others.ts";
+import { exemption, fits, redirections, takers } from "../firewall/others.ts";
 import { Refusal } from "../firewall/tools.ts";
 import { readText, sameAddress } from "../host.ts";
 import { type Identity, type Landing, probe, type Probed } from "../probe.ts";
@@ -62,18 +62,16 @@ async function examineAddress(sys: Syscalls, setup: Setup, upstream: Proxy, to: 
   });
   const row = landed[0] ?? null;
   if (row !== null && isElsewhere(row, to)) {
-    const family = addressOf(to.bytes, 0).length === 4 ? 4 : 6;
-    const taker = (await redirections()).find((each) =>
-      each.hooks.includes("output") && each.families.includes(family) && each.port === row.localPort && fits(each, to) !== "no");
+    const taker = takers(await redirections(), to).find(({ port }) => port === row.localPort);
     return [finding("broken", "upstream-redirected",
       `connections to the upstream ${to.text} are redirected themselves, to port ${row.localPort} of this host; a rule must let them pass`,
       taker === undefined ? listOf(taker) : taker.ours ? `transplice firewall apply -f ${shellWord(setup.file)}` : exemption(taker, to, identity.mark))];
   }
   if (outcome.ok) return [];
   if (outcome.at === "dial") {
-    const taker = (await redirections()).find((each) => each.hooks.includes("output") && !each.ours && fits(each, to) === "named");
-    const leads = taker === undefined ? "" : taker.address === null ? "to this host" : `to ${taker.address}`;
+    const taker = takers(await redirections(), to).find((each) => !each.ours && fits(each, to) === "named");
     if (taker !== undefined) {
+      const leads = taker.address === null ? "to this host" : `to ${taker.address}`;
       return [finding("broken", "upstream-redirected",
         `the upstream ${to.text} is not reached (${outcome.detail}), and a rule leads what goes there ${leads}: ${taker.text}`, listOf(taker))];
     }

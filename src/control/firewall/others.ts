@@ -3,7 +3,7 @@
  * them: by hand, of another program, or our own. Reads only.
  */
 import type { SocketAddress } from "../../config/config.ts";
-import { portOf } from "../../config/endpoint.ts";
+import { addressText, portOf } from "../../config/endpoint.ts";
 import { parseNetwork } from "../../config/network.ts";
 import { Networks } from "../../policy/network.ts";
 import { addressOf } from "../../policy/own.ts";
@@ -73,12 +73,18 @@ export function fits({ text }: Redirection, { bytes }: SocketAddress): "no" | "m
   return new Networks([network]).has(address, 0, address.length as 4 | 16) ? "named" : "no";
 }
 
+/** Those that may take what a program of this host sends there. */
+export const takers = (found: readonly Redirection[], to: SocketAddress): Redirection[] =>
+  found.filter((each) => each.hooks.includes("output") && each.families.includes(familyOf(to)) && fits(each, to) !== "no");
+
+const familyOf = ({ bytes }: SocketAddress): 4 | 6 => (addressOf(bytes, 0).length === 4 ? 4 : 6);
+
 /** The command that lets what goes there pass by the rule: by its mark, or else whoever sends it. */
-export function exemption({ text }: Redirection, { bytes, text: to }: SocketAddress, mark: number | null): string {
+export function exemption({ text }: Redirection, to: SocketAddress, mark: number | null): string {
   const [, where = "", chain = ""] = /^(.+?), chain (\S+): /.exec(text) ?? [];
-  const host = to.replace(/:\d+$/, "").replace(/^\[|\]$/g, "");
+  const host = addressText(addressOf(to.bytes, 0));
   if (where.startsWith("nft ")) {
-    const daddr = addressOf(bytes, 0).length === 4 ? "ip daddr" : "ip6 daddr";
+    const daddr = familyOf(to) === 4 ? "ip daddr" : "ip6 daddr";
     return `nft insert rule ${where.slice("nft ".length)} ${chain} ${mark === null ? `${daddr} ${host}` : `meta mark ${mark}`} return`;
   }
   return `${where} -I ${chain} ${mark === null ? `-d ${host}` : `-m mark --mark ${mark}`} -j RETURN`;
