@@ -132,20 +132,24 @@ async function hello(stage: Stage, address: string): Promise<string> {
   return `${String(data)} ${end}`;
 }
 
-/** The fields of each line of a JSON log, by its message: names, and what is not different each time. */
+/** The fields of each of these lines of a JSON log, all of one connection: names, and what is not different each time. */
 async function logged(child: Process, messages: readonly string[]): Promise<string> {
-  const all = (): boolean => messages.every((message) => child.output.includes(JSON.stringify(message)));
-  await eventually("the log", all, LOG_MS).catch(() => {});
-  const seen = new Map<string, string>();
-  for (const line of child.output.split("\n")) {
-    if (!line.startsWith("{")) continue;
-    const entry = JSON.parse(line) as Record<string, unknown>;
-    const message = String(entry["message"]);
-    const fixed = ["topic", "severity", "type", "protocol", "command", "dest_addr", "dest_host", "reason"];
-    const fields = Object.keys(entry).sort().map((key) => (fixed.includes(key) ? `${key}=${entry[key]}` : key));
-    if (messages.includes(message) && !seen.has(message)) seen.set(message, `${message}: ${fields.join(" ")}`);
-  }
-  return messages.map((message) => seen.get(message) ?? `${message}: never said`).join("\n");
+  await eventually("the log", () => linesOfOne(child.output, messages).size === messages.length, LOG_MS).catch(() => {});
+  const seen = linesOfOne(child.output, messages);
+  const fixed = ["topic", "severity", "type", "protocol", "command", "dest_addr", "dest_host", "reason"];
+  return messages.map((message) => {
+    const entry = seen.get(message);
+    if (entry === undefined) return `${message}: never said`;
+    return `${message}: ${Object.keys(entry).sort().map((key) => (fixed.includes(key) ? `${key}=${entry[key]}` : key)).join(" ")}`;
+  }).join("\n");
+}
+
+/** By message: of the connection that was the first to say the first of them that was said. Ends may come in another order. */
+function linesOfOne(output: string, messages: readonly string[]): ReadonlyMap<string, Readonly<Record<string, unknown>>> {
+  const entries = output.split("\n").slice(0, -1).filter((line) => line.startsWith("{")).map((line) => JSON.parse(line) as Record<string, unknown>);
+  const first = messages.map((message) => entries.find((entry) => entry["message"] === message)).find((entry) => entry !== undefined);
+  const its = entries.filter((entry) => first !== undefined && entry["request_id"] === first["request_id"]);
+  return new Map(messages.flatMap((message) => its.filter((entry) => entry["message"] === message).slice(0, 1).map((entry) => [message, entry] as const)));
 }
 
 /** What differs is in the table, and the table has no more. */
