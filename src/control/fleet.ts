@@ -51,7 +51,7 @@ const HANGS_TICKS = 5;
 const REPLACED_TICKS = 30;
 /** A worker that dies again within a second is started again only after one. */
 const RESTART_MS = 1000;
-/** How long an unlisten may take before its caller goes on without the worker's answer. */
+/** How long a worker may take to do what it is told before one goes on without its answer. */
 const ANSWER_MS = 1000;
 const OBEYED_MS = 2;
 /** Below this, workers are started one after the other. */
@@ -301,10 +301,11 @@ export class Fleet {
   async obeyed(): Promise<void> {
     const told = this.#members.map((member) => ({ member, orders: member.orders, incarnation: member.incarnation }));
     const untilMs = performance.now() + ANSWER_MS;
-    while (performance.now() < untilMs) {
-      const waiting = told.some(({ member, orders, incarnation }) =>
+    for (;;) {
+      const waiting = told.filter(({ member, orders, incarnation }) =>
         member.incarnation === incarnation && member.thread !== null && member.counters[ORDERS]! < orders);
-      if (!waiting) return;
+      if (waiting.length === 0) return;
+      if (performance.now() > untilMs) return waiting.forEach(({ member }) => this.#unanswered(member));
       await sleep(OBEYED_MS);
     }
   }
@@ -623,7 +624,7 @@ export class Fleet {
     if (member.port === null || fds.length === 0) return Promise.resolve();
     return new Promise((resolve) => {
       const timer = setTimeout(() => {
-        this.#options.log.warning("a worker does not answer", { worker: member.number });
+        this.#unanswered(member);
         resolve();
       }, ANSWER_MS);
       let left = fds.length;
@@ -636,6 +637,10 @@ export class Fleet {
       }
       this.#order(member, order);
     });
+  }
+
+  #unanswered(member: Member): void {
+    this.#options.log.warning("a worker does not answer", { worker: member.number });
   }
 
   // ---- journals

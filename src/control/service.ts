@@ -369,6 +369,8 @@ export class Service {
     this.#fleet.hold(queues.opened, this.#listeners.fewest);
     for (const { fds, role } of this.#listeners.open) this.#fleet.listen(fds, role);
     await this.#fleet.shrink(this.#workersOf(config));
+    // What is said to be taken on holds for whoever comes next.
+    await this.#fleet.obeyed();
     if (
       config.limits.pipes !== old.limits.pipes ||
       config.limits.pipeBytes !== old.limits.pipeBytes

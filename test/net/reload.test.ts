@@ -6,7 +6,7 @@ import { strict as assert } from "node:assert";
 import { readFileSync, renameSync, writeFileSync } from "node:fs";
 import { connect, eventually, PATIENCE_MS, type Peer, sleep, text } from "./actors.ts";
 import { PROXY, SERVER } from "./network.ts";
-import { entriesOf, type Relay } from "./relay.ts";
+import { entriesOf, Faults, type Relay } from "./relay.ts";
 import { PRIVATE } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 
@@ -238,6 +238,27 @@ scenario("a new upstream is for new connections, old ones keep theirs", async (s
   longFar.finish("from the old one");
   assert.equal(String((await long.rest()).data), "from the old one");
   assert.equal(old.requests.length, 1);
+});
+
+scenario("what is told to be taken on holds for the next connection, where a worker lags", async (stage) => {
+  stage.intercept({ mode: "redirect", from: "local", port: 1081 });
+  const old = stage.upstream({ protocol: "socks5" });
+  const fresh = stage.upstream({ protocol: "http" }, PROXY[4], 3128);
+  const faults = new Faults();
+  const relay = await stage.relay({ listen: LISTEN, proxy_url: old.url(), workers: 1 }, faults.start);
+  faults.request("hang");
+  const first = await newClient(stage);
+  await eventually("the worker hangs", () => faults.files().includes("hanging"));
+  relay.configure({ listen: LISTEN, proxy_url: fresh.url(), workers: 1 });
+  // Shorter than one waits for a worker that lags: then it is told, and nobody waits.
+  const lag = setTimeout(() => faults.take("hanging"), 500);
+  await relay.reload();
+  const client = await newClient(stage);
+  const { peer: far } = await fresh.accept();
+  far.finish("from the new one");
+  assert.equal(String((await client.rest()).data), "from the new one");
+  clearTimeout(lag);
+  first.destroy();
 });
 
 scenario("the log file changes with HUP", async (stage) => {
