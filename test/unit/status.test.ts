@@ -156,7 +156,6 @@ test("an upstream's address is as well as most dials of the last minute went", (
   world.pass(1);
   assert.equal(health(), "ok,failing,unknown,drained", "half of them may fail");
   assert.deepEqual([a, b, c].map((each) => world.status.isFailing(each)), [false, true, false]);
-  assert.deepEqual([a, b, c].map((each) => world.status.isAnswering(each)), [true, false, false]);
   assert.deepEqual(world.shown.upstreams.map(({ name, dials_per_second, failures_last_minute }) => [name, dials_per_second, failures_last_minute])[1], [b, 10, 6]);
   assert.equal(world.shown.upstreams[0]!.name, "proxy.example:1080");
   world.pass(80);
@@ -166,6 +165,25 @@ test("an upstream's address is as well as most dials of the last minute went", (
   assert.equal(health(), "ok,unknown,unknown,drained", "and failures of before are none of now");
   assert.equal(world.shown.upstreams[0]!.failures_last_minute, 0);
   assert.equal(world.status.isFailing("192.0.2.99:1080"), false, "nobody knows it");
+});
+
+test("an upstream answers as long as nobody of the latest that were dialled failed", () => {
+  const world = new World();
+  const at = "192.0.2.1:1080";
+  const after = (seconds: number, more: Partial<UpstreamState>): boolean => {
+    world.upstreams = [upstream(at, more)];
+    world.pass(seconds);
+    return world.status.isAnswering(at);
+  };
+  assert.equal(after(1, {}), false, "nobody has dialled");
+  assert.equal(after(1, { dials: 100 }), true);
+  assert.equal(after(40, { dials: 200 }), true);
+  assert.equal(after(1, { dials: 201, dialFailures: 1 }), false, "the last one failed, whatever went before");
+  assert.equal(after(15, { dials: 201, dialFailures: 1 }), false, "and nobody has tried since");
+  assert.equal(after(1, { dials: 202, dialFailures: 1 }), true, "it is back");
+  assert.equal(after(15, { dials: 203, dialFailures: 1, handshakeFailures: 1 }), false);
+  assert.equal(after(15, { dials: 205, dialFailures: 1, handshakeFailures: 1 }), true);
+  assert.equal(after(80, { dials: 205, dialFailures: 1, handshakeFailures: 1 }), false, "that is long ago");
 });
 
 test("the history is five minutes at most, oldest first, each of its rates of one second", () => {

@@ -1,7 +1,7 @@
 /**
- * Whether this process does what it is there for. What is known already is used first: as long as
- * connections go through, nobody needs to try; only where nobody has dialled lately, the upstream is
- * asked, once in a while for whoever wants to know.
+ * Whether this process does what it is there for. What is known already is used first: as long as all
+ * connections go through, nobody needs to try; only where one has failed, or nobody has dialled lately,
+ * the upstream is asked, once in a while for whoever wants to know.
  */
 import type { SocketAddress } from "../../config/config.ts";
 import type { WorkerView } from "../fleet.ts";
@@ -19,6 +19,7 @@ export interface ReadinessSources {
   readonly upstreams: () => readonly UpstreamView[];
   /** By the last minute's dials. */
   readonly isFailing: (address: string) => boolean;
+  /** By the latest of them: all got through. */
   readonly isAnswering: (address: string) => boolean;
   /** null: the upstream answers; or why not. Never rejects. */
   readonly probe: (upstream: UpstreamView) => Promise<string | null>;

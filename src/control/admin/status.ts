@@ -142,10 +142,13 @@ export class Status {
     return dials > 0 && failures > dials / 2;
   }
 
-  /** Somebody was connected there within the last minute, or a little more, and mostly so. */
+  /** Of those who were dialled there last, ten seconds or a minute ago at most, nobody was turned away. */
   isAnswering(address: string): boolean {
-    const { dials, failures } = this.#lastMinute(address);
-    return dials > failures && failures <= dials / 2;
+    for (const before of this.#samples.slice(-MINUTE_SAMPLES - 1).reverse()) {
+      const { dials, failures } = this.#since(before, address);
+      if (dials > 0) return failures === 0;
+    }
+    return false;
   }
 
   // ---- what is kept
@@ -177,8 +180,12 @@ export class Status {
   }
 
   #lastMinute(address: string): { dials: number; failures: number } {
+    return this.#since(this.#minuteAgo, address);
+  }
+
+  #since(sample: Sample | undefined, address: string): { dials: number; failures: number } {
     const state = this.#now?.numbers.upstreams.find((each) => each.address === address);
-    const before = this.#minuteAgo?.upstreams.get(address);
+    const before = sample?.upstreams.get(address);
     return {
       dials: (state?.dials ?? 0) - (before?.dials ?? 0),
       failures: (state === undefined ? 0 : state.dialFailures + state.handshakeFailures) - (before?.failures ?? 0),
