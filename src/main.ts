@@ -18,7 +18,7 @@ import { isChain, loadUp, type UpSource } from "./config/up.ts";
 import { readVariables } from "./config/variables.ts";
 import { Activation } from "./control/activation.ts";
 import type { Outcome } from "./control/firewall/firewall.ts";
-import { beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
+import { accountOf, beginDaemon, daemonServes, isNew, lacking, takeOn, writePid } from "./control/identity.ts";
 import type { ListeningAddress } from "./control/listeners.ts";
 import { Log } from "./control/log/log.ts";
 import { PidFile, RUN_DIRECTORY } from "./control/pid-file.ts";
@@ -165,6 +165,10 @@ async function check({ file, overrides, reading }: Command & { kind: "check" }):
     return 1;
   }
   for (const warning of loaded.warnings) process.stderr.write(`warning: ${problemText(warning)}\n`);
+  // It may be another host's file.
+  const { user, group } = loaded.config;
+  const account = user === null && group === null ? null : accountOf(loaded.config);
+  if (account !== null && "wrong" in account) process.stderr.write(`warning: ${file}: ${account.wrong}\n`);
   // redsocks -t has nothing to say of a good file.
   if (reading.as !== "redsocks") process.stdout.write(`${existsSync(file) ? file : "the environment"}: OK\n`);
   return 0;

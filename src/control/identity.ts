@@ -87,15 +87,11 @@ export type Taken =
       readonly warnings: readonly string[];
     };
 
-/**
- * Becomes the configuration's user and group, for good: of all threads, with the capabilities that
- * the configuration needs on this one, and on those that it starts from now on. `own`: what is
- * to be the user's, and whether it must be.
- */
-export function takeOn(sys: Syscalls, config: Config, own: readonly { readonly path: string; readonly must: boolean }[]): Taken {
-  const { user, group } = config;
-  const nothing = { kept: null, warnings: [] };
-  if (user === null && group === null) return nothing;
+/** The configuration's user (null: none is named) and group on this host, and the user's line of passwd(5). */
+type Account = { readonly uid: number | null; readonly gid: number; readonly found: readonly string[] | null };
+
+/** `user` or `group` is set. */
+export function accountOf({ user, group }: Config): Account | { readonly wrong: string } {
   const found = user === null ? null : entryOf("passwd", user);
   const uid = user === null ? null : idOf(user, found);
   if (uid === null && user !== null) {
@@ -106,6 +102,21 @@ export function takeOn(sys: Syscalls, config: Config, own: readonly { readonly p
     return { wrong: `group: there is no ${group} on this host; to make it: groupadd --system ${group}` };
   }
   if (gid === null) return { wrong: `user: ${user} is a number without a name on this host; then group must be set, too` };
+  return { uid, gid, found };
+}
+
+/**
+ * Becomes the configuration's user and group, for good: of all threads, with the capabilities that
+ * the configuration needs on this one, and on those that it starts from now on. `own`: what is
+ * to be the user's, and whether it must be.
+ */
+export function takeOn(sys: Syscalls, config: Config, own: readonly { readonly path: string; readonly must: boolean }[]): Taken {
+  const { user, group } = config;
+  const nothing = { kept: null, warnings: [] };
+  if (user === null && group === null) return nothing;
+  const account = accountOf(config);
+  if ("wrong" in account) return account;
+  const { uid, gid, found } = account;
   if ((uid === null || uid === process.getuid!()) && (group === null || gid === process.getgid!())) return nothing;
   if (process.getuid!() !== 0) {
     return { wrong: `user, group: only root can become another user, and this is user ${process.getuid!()}; start it as root, or leave them out` };

@@ -417,6 +417,16 @@ scenario("doctor: the egress alone, healthy; without a name server, without an a
   assert.equal((await examine(stage, relay.file)).findings.find(({ id }) => id === "egress-address")?.level, "broken", "none is left");
 });
 
+scenario("doctor: for an upstream that /etc/hosts knows no name server is needed", async (stage) => {
+  shadow("/etc/hosts", `127.0.0.1 localhost\n${PROXY[4]} Upstream.inside.example\n`);
+  shadow("/etc/resolv.conf", "nameserver 127.0.0.1\n");
+  stage.finally(() => shadow("/etc/hosts", "127.0.0.1 localhost\n"));
+  stage.upstream({ protocol: "socks5", dials: true });
+  const relay = await stage.relay({ proxy_url: "socks5://upstream.inside.example:1080", workers: 1 });
+  const { findings } = await examine(stage, relay.file);
+  assert.deepEqual(findings.map(({ id }) => id).filter((id) => /^(dns|upstream)/.test(id)), []);
+});
+
 scenario("doctor: what a user may not see is said to be unknown, with what root would run", async (stage) => {
   if (unprivileged()) stage.skip("in a user namespace there is only one user");
   const upstream = stage.upstream({ protocol: "socks5", dials: true });

@@ -3,10 +3,11 @@
  * configuration needs, on the threads that need them.
  */
 import { strict as assert } from "node:assert";
+import { spawnSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from "node:fs";
 import { eventually, text } from "./actors.ts";
 import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
-import type { Relay, Settings } from "./relay.ts";
+import { MAIN, type Relay, type Settings } from "./relay.ts";
 import { PRIVATE, unprivileged } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { end, takenOver } from "./successor.ts";
@@ -179,11 +180,13 @@ const FAULTS: readonly [Settings, string][] = [
   [{ user: "4294960000" }, "user: 4294960000 is a number without a name on this host; then group must be set, too"],
 ];
 
-scenario("a user that is not there is one clear error", async (stage) => {
+scenario("a user that is not there is one clear error, and a warning to who checks the file", async (stage) => {
   for (const [identity, error] of FAULTS) {
     const relay = stage.relayStarting({ proxy_url: `socks5://${PROXY[4]}:1080`, ...identity });
     assert.equal((await relay.process.exited).code, 1);
     assert.equal(relay.log().at(-1)?.["error"], error);
+    const { status, stderr } = spawnSync(process.execPath, [MAIN, "check", "-f", relay.file], { encoding: "utf8" });
+    assert.deepEqual([status, stderr], [0, `warning: ${relay.file}: ${error}\n`]);
   }
 });
 

@@ -13,6 +13,7 @@ import { addressesOf } from "../firewall/firewall.ts";
 import { exemption, fits, redirections, takers } from "../firewall/others.ts";
 import { Refusal } from "../firewall/tools.ts";
 import { readText, sameAddress } from "../host.ts";
+import { hostNames } from "../names/names.ts";
 import { type Identity, type Landing, probe, type Probed } from "../probe.ts";
 
 type Proxy = Exclude<Upstream, { kind: "direct" }>;
@@ -112,9 +113,10 @@ function failure(setup: Setup, upstream: Proxy, to: SocketAddress, outcome: Excl
   }
 }
 
-/** Needed where names are: a client's of the SOCKS server, the upstream's. */
+/** Needed where names are that /etc/hosts does not know: a client's of the SOCKS server, the upstream's. */
 export async function examineNames({ config }: Setup): Promise<Finding[]> {
-  const byName = proxiesOf(config).some(({ host, port }) => socketAddress(host, port) === null);
+  const known = hostNames(readText("/etc/hosts") ?? "");
+  const byName = proxiesOf(config).some(({ host, port }) => socketAddress(host, port) === null && !known.has(host.toLowerCase()));
   if (config.egress === null && !byName) return [];
   const servers = [...(readText("/etc/resolv.conf") ?? "").matchAll(/^\s*nameserver\s+(\S+)/gm)].map((match) => match[1]!);
   if (servers.length === 0) return [finding("broken", "dns", "/etc/resolv.conf has no name server", "cat /etc/resolv.conf")];

@@ -433,8 +433,8 @@ class Hosts {
   }
 }
 
-/** hosts(5). */
-function hostNames(text: string): ReadonlyMap<string, readonly Uint8Array[]> {
+/** What a hosts(5) says: names in lower case, addresses of 4 or 16 bytes. */
+export function hostNames(text: string): ReadonlyMap<string, readonly Uint8Array[]> {
   const all = new Map<string, Uint8Array[]>();
   for (const line of text.split("\n")) {
     const [address, ...names] = line.replace(/#.*/, "").trim().split(/\s+/);
