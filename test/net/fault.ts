@@ -27,7 +27,9 @@ function look(): void {
   const files = readdirSync(requests);
   if (files.includes("heap") && !files.includes(`heap-${threadId}`)) {
     globalThis.gc?.();
-    writeFileSync(`${requests}/heap-${threadId}`, `${process.memoryUsage().heapUsed}`);
+    // Whoever sees the file finds the number in it.
+    writeFileSync(`${requests}/.heap-${threadId}`, `${process.memoryUsage().heapUsed}`);
+    renameSync(`${requests}/.heap-${threadId}`, `${requests}/heap-${threadId}`);
   }
   if (files.includes("throw") && claim("throw", `threw-${threadId}`)) {
     throw new Error("a fault was asked for");
