@@ -279,14 +279,7 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   });
 
   /** Signals are dealt with one after the other, but a second TERM cuts in. */
-  let work: Promise<unknown> = service.start(heir, loaded.listening, serves).then(async (wrong) => {
-    if (wrong.length === 0) {
-      if (temporary !== null) writeTraffic(() => service.traffic(isChain(config)), () => service.waiting);
-      return;
-    }
-    await cannotStart(wrong);
-    process.exit(1);
-  });
+  let work: Promise<unknown> = Promise.resolve();
   let stopping = false;
   /** A successor has taken over, and nobody has told this process yet to end. */
   let draining = false;
@@ -348,12 +341,21 @@ async function run(command: Command & { kind: "run" }, temporary: UpSource | nul
   };
   process.on("SIGHUP", again);
   process.off("SIGHUP", remember);
-  if (early) again();
   process.on("SIGUSR1", () => {
     // What goes wrong it tells itself, and goes on with the old file.
     if (log.reopen() === null) log.info("the log file is open again");
     if (reading.as === "redsocks") void service.logTunnels();
   });
+  // From the first moment in which somebody may see it listen, a signal finds who deals with it.
+  work = service.start(heir, loaded.listening, serves).then(async (wrong) => {
+    if (wrong.length === 0) {
+      if (temporary !== null) writeTraffic(() => service.traffic(isChain(config)), () => service.waiting);
+      return;
+    }
+    await cannotStart(wrong);
+    process.exit(1);
+  });
+  if (early) again();
   await work;
   await new Promise(() => {}); // From here on only a signal ends the process.
   return 0;

@@ -170,7 +170,7 @@ export class Faults {
   }
 
   /** A worker sees it when it is woken, by a connection for example. */
-  request(fault: "throw" | "hang" | "heap"): void {
+  request(fault: "throw" | "hang" | "heap" | "listen"): void {
     writeFileSync(`${this.#requests}/${fault}`, "");
   }
 

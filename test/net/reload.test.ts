@@ -318,6 +318,15 @@ scenario("USR1 after a rename: a new file is begun, and no line is lost", async 
   }
 });
 
+scenario("TERM in the moment in which it begins to listen ends it in order", async (stage) => {
+  const faults = new Faults();
+  faults.request("listen");
+  const relay = stage.relayStarting({ listen: LISTEN, proxy_url: `socks5://${PROXY[4]}:1080` }, faults.start);
+  await eventually("it listens", () => faults.files().includes("listens"));
+  relay.process.signal("SIGTERM");
+  assert.deepEqual(await relay.process.exited, { code: 0, signal: null });
+});
+
 for (const signal of ["SIGTERM", "SIGINT"] as const) {
   scenario(
     `${signal}: new connections are refused at once, running ones finish, exit 0`,
