@@ -402,11 +402,10 @@ scenario("FTP: the server does insist, where nothing holds a client to one addre
   await ftp(stage, SERVER[4]);
   await Names.start(stage, { "ftp.test": [SERVER[4]] });
   await egress(stage, { outgoing: { addresses: POOL[4], affinity: "none" } });
-  const fetches = CLIENTS[4]
-    .slice(0, 8)
-    .map((client) => fetchByFtp(stage, client, "ftp://ftp.test/file", ...PASSIVE));
+  const fetches = CLIENTS[4].map((client) => fetchByFtp(stage, client, "ftp://ftp.test/file", ...PASSIVE));
   const failed = (await Promise.all(fetches)).filter(({ status }) => status !== 0);
-  assert.ok(failed.length >= 4, `${failed.length} of 8 fail`);
+  // One in eight draws the same address for both connections; that 13 of 16 do has odds of 7 to 10^10.
+  assert.ok(failed.length >= 4, `${failed.length} of 16 fail`);
 });
 
 scenario("FTP over IPv6, by EPSV", async (stage) => {
