@@ -45,6 +45,19 @@ async function sources(
 const moved = (before: Map<string, string>, after: Map<string, string>): string[] =>
   [...before].filter(([client, source]) => after.get(client) !== source).map(([client]) => client);
 
+/** Waits until those clients, and no others, leave from elsewhere than before. Where each leaves from then. */
+async function moves(
+  stage: Stage, before: Map<string, string>, who: readonly string[], destination: string,
+): Promise<Map<string, string>> {
+  let after = before;
+  // What is a metric, or in the log, the workers hear of a moment later.
+  await eventually(`${who} move, and no others`, async () => {
+    after = await sources(stage, [...before.keys()], destination);
+    return moved(before, after).sort().join() === [...who].sort().join();
+  });
+  return after;
+}
+
 const those = (before: Map<string, string>, source: string): string[] =>
   [...before].filter(([, it]) => it === source).map(([client]) => client);
 
@@ -443,8 +456,10 @@ function bytesOf(address: string): number[] {
 interface Listing {
   names: Names;
   relay: Relay;
-  /** So many rounds later. */
+  /** So many rounds later: what changes nothing has had its time to change something. */
   rounds(count: number): Promise<void>;
+  /** Waits until these addresses are listed, and no others. */
+  listed(addresses: readonly string[]): Promise<void>;
 }
 
 async function withDnsbl(stage: Stage, outgoing: Settings = {}): Promise<Listing> {
@@ -460,12 +475,18 @@ async function withDnsbl(stage: Stage, outgoing: Settings = {}): Promise<Listing
     await eventually(`${count} rounds`, () => asked() >= until);
     await sleep(300);
   };
-  return { names, relay, rounds };
+  const listed = (addresses: readonly string[]): Promise<void> =>
+    eventually(`listed are: ${addresses}`, async () => {
+      const page = await metrics(stage);
+      return WHOLE_POOL.every((address) =>
+        sample(page, "transplice_egress_listed", { address }) === Number(addresses.includes(address)));
+    });
+  return { names, relay, rounds, listed };
 }
 
 for (const family of FAMILIES) {
   scenario(`IPv${family}: an address that a DNSBL lists is left, and taken again`, async (stage) => {
-    const { names, relay, rounds } = await withDnsbl(stage);
+    const { names, relay, listed } = await withDnsbl(stage);
     const clients = CLIENTS[family];
     const before = await sources(stage, clients, SERVER[family]);
     const bad = favourite(before);
@@ -475,23 +496,18 @@ for (const family of FAMILIES) {
       from: those(before, bad)[0]!,
     });
     names.scripts.set(dnsblName(bad), LISTED);
-    await rounds(4);
-    const after = await sources(stage, clients, SERVER[family]);
-    assert.deepEqual(moved(before, after).sort(), those(before, bad).sort());
-    assert.ok(mentions(relay, bad), "it is told");
-    const listed = async (): Promise<number> =>
-      sample(await metrics(stage), "transplice_egress_listed", { address: bad });
-    assert.equal(await listed(), 1);
+    await listed([bad]);
+    await moves(stage, before, those(before, bad), SERVER[family]);
+    await relay.logged("the listing", (entry) => JSON.stringify(entry).includes(bad));
     assert.equal((await seen(long)).peer, bad, "its connections stay");
     names.scripts.delete(dnsblName(bad));
-    await rounds(4);
-    assert.deepEqual(await sources(stage, clients, SERVER[family]), before);
-    assert.equal(await listed(), 0);
+    await listed([]);
+    await moves(stage, before, [], SERVER[family]);
   });
 }
 
 scenario("a DNSBL's error codes and silence list nobody, and its SERVFAIL frees nobody", async (stage) => {
-  const { names, relay, rounds } = await withDnsbl(stage);
+  const { names, relay, rounds, listed } = await withDnsbl(stage);
   const clients = CLIENTS[4];
   const before = await sources(stage, clients, SERVER[4]);
   const bad = favourite(before);
@@ -513,9 +529,8 @@ scenario("a DNSBL's error codes and silence list nobody, and its SERVFAIL frees 
   // One is listed; then nobody answers.
   for (const address of WHOLE_POOL) names.scripts.delete(dnsblName(address));
   names.scripts.set(dnsblName(bad), LISTED);
-  await rounds(4);
-  const after = await sources(stage, clients, SERVER[4]);
-  assert.deepEqual(moved(before, after).sort(), those(before, bad).sort());
+  await listed([bad]);
+  const after = await moves(stage, before, those(before, bad), SERVER[4]);
   for (const address of WHOLE_POOL) names.scripts.set(dnsblName(address), { code: SERVFAIL });
   await rounds(3);
   assert.deepEqual(await sources(stage, clients, SERVER[4]), after, "SERVFAIL");
@@ -523,17 +538,21 @@ scenario("a DNSBL's error codes and silence list nobody, and its SERVFAIL frees 
 
 for (const policy of ["use-all", "use-clean"] as const) {
   scenario(`most addresses listed, dnsbl_when_most_listed = ${policy}`, async (stage) => {
-    const { names, rounds } = await withDnsbl(stage, { dnsbl_when_most_listed: policy });
+    const { names, rounds, listed } = await withDnsbl(stage, { dnsbl_when_most_listed: policy });
     const clients = CLIENTS[4];
     const before = await sources(stage, clients, SERVER[4]);
     const clean = favourite(before);
-    for (const address of POOL[4]) {
-      if (address !== clean) names.scripts.set(dnsblName(address), LISTED);
+    const bad = POOL[4].filter((address) => address !== clean);
+    for (const address of bad) names.scripts.set(dnsblName(address), LISTED);
+    await listed(bad);
+    if (policy === "use-all") {
+      await moves(stage, before, [], SERVER[4]);
+      await rounds(2);
+      assert.deepEqual(await sources(stage, clients, SERVER[4]), before);
+    } else {
+      const after = await moves(stage, before, clients.filter((client) => before.get(client) !== clean), SERVER[4]);
+      assert.deepEqual([...new Set(after.values())], [clean]);
     }
-    await rounds(4);
-    const after = await sources(stage, clients, SERVER[4]);
-    if (policy === "use-all") assert.deepEqual(after, before);
-    else assert.deepEqual([...new Set(after.values())], [clean]);
   });
 }
 
@@ -576,8 +595,11 @@ scenario(
     }, 240_000);
     const told = await relay.logged("it is told", (entry) => /gets no answers/.test(entry.message));
     assert.equal(told["address"], bad);
-    const after = await sources(stage, CLIENTS[4], SERVER[4]);
-    assert.deepEqual(moved(before, after).sort(), its.sort());
+    // The metric is main's: a worker that has not heard of it yet dials once more in vain, and refuses.
+    await eventually("its clients move, and no others", async () => {
+      const after = await sources(stage, CLIENTS[4], SERVER[4]).catch(() => before);
+      return moved(before, after).sort().join() === its.sort().join();
+    });
   },
 );
 
