@@ -83,7 +83,8 @@ export class Names {
     const names = new Names(stage.net.internet);
     stage.keep(names.program);
     stage.finally(() => void names.#socket.close());
-    await names.program.says(/started/);
+    // It says "started" before it reads its hosts for the first time: that is not to be taken for what set() waits for.
+    await names.program.says(/started.*read \S+dnsmasq\.hosts/s);
     await names.set(hosts);
     return names;
   }
