@@ -346,10 +346,12 @@ scenario("DNSBL: listed, delisted, error codes and SERVFAIL", async (stage) => {
   assert.equal(changes.length, 1);
 
   await server.change({ ...LISTS, bl: "3.2.0.192 A 127.0.0.4" });
-  await eventually("two are delisted", () => changes.length > 1);
+  // A round that was under way while the server began anew has answers of before and of after, so that one may go first.
+  await eventually("two are delisted", () => changes.at(-1)!.join() === "3");
   await sleep(500);
-  assert.deepEqual(changes, [[0, 2, 3], [3]]);
-  assert.deepEqual(told.filter((line) => line.startsWith("egress")), [
+  assert.equal(changes.at(-1)!.join(), "3");
+  assert.ok(changes.every((listed) => listed.includes(3)) && changes.length <= 3, JSON.stringify(changes));
+  assert.deepEqual(told.filter((line) => line.startsWith("egress")).sort(), [
     "egress address is no longer listed: 192.0.2.1 bl",
     "egress address is no longer listed: 2001:db8::abcd bl",
   ]);
