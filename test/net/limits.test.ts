@@ -7,7 +7,7 @@ import { readFileSync } from "node:fs";
 import { connect, eventually, type Peer, settled, sleep, text } from "./actors.ts";
 import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
 import type { Process } from "./process.ts";
-import { Faults, type Relay } from "./relay.ts";
+import { type Entry, Faults, type Relay } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 import { assertReset, curl, visit, webServer } from "./web.ts";
 
@@ -312,10 +312,10 @@ scenario(
 );
 
 /** The loop was told, with what to do about it, and not over and over. */
-function assertTold(relay: Relay): void {
-  const told = relay
-    .log()
-    .filter((entry) => entry["reason"] === "loop" && entry.severity === "error");
+async function assertTold(relay: Relay): Promise<void> {
+  const isLoop = (entry: Entry): boolean => entry["reason"] === "loop" && entry.severity === "error";
+  await relay.logged("the loop", isLoop);
+  const told = relay.log().filter(isLoop);
   assert.ok(told.length >= 1 && told.length <= 3, `told ${told.length} times`);
   assert.match(JSON.stringify(told[0]), /remedy.*mark/);
 }
@@ -358,7 +358,7 @@ for (const protocol of ["socks5", "http"] as const) {
       // Three tunnels where source ports are kept; where they are changed, as behind the thousands
       // of connections of other scenarios here, up to 33.
       assert.ok(most - idleFds < 90, `${most - idleFds} fds for ten looping connections`);
-      assertTold(relay);
+      await assertTold(relay);
       assert.equal(upstream.peers.length, 0);
 
       rules[0]!.remove();
@@ -404,7 +404,7 @@ for (const family of FAMILIES) {
         }
       });
       assert.ok(most - idleFds < 250, `${most - idleFds} fds for ten looping connections`);
-      assertTold(relay);
+      await assertTold(relay);
       await eventually("all is given back", () => relay.process.fds() <= idleFds);
     },
   );
