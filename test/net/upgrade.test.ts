@@ -277,15 +277,27 @@ scenario("USR2 of the egress: no client is lost, and the metrics go to the succe
   // Told below; before, it would stand in the way of what is told first.
   served.catch(() => {});
   // For a moment, the one has the port no more, and the other not yet.
-  const granted = (): Promise<number> => metrics(stage).then((page) => sample(page, GRANTED, { version: "SOCKS5", status: "granted" }), () => 0);
-  await eventually("the load is on", async () => (await granted()) > 20);
+  const told = (): Promise<{ began: number; granted: number }> => metrics(stage).then(
+    (page) => ({ began: sample(page, "process_start_time_seconds"), granted: sample(page, GRANTED, { version: "SOCKS5", status: "granted" }) }),
+    () => ({ began: 0, granted: 0 }),
+  );
+  let before = 0;
+  await eventually("the load is on", async () => {
+    const { began, granted } = await told();
+    before = began;
+    return granted > 20;
+  });
   relay.process.signal("SIGUSR2");
   const successor = await takenOver(stage, relay);
-  await eventually("the successor serves", async () => (await granted()) > 0);
+  // The process before tells its own until it has let go of the port, which may be later than this.
+  await eventually("the successor tells of what it serves", async () => {
+    const { began, granted } = await told();
+    return began > before && granted > 0;
+  });
   over = true;
   const all = await served;
   // They are those of the process that serves now, which began at nothing.
-  const after = await granted();
+  const { granted: after } = await told();
   assert.ok(after > 0 && after < all, `${after} of ${all}`);
   await exchange(standing);
   standing.destroy();
