@@ -9,6 +9,7 @@ import { PROXY, SERVER } from "./network.ts";
 import { entriesOf, Faults, type Relay } from "./relay.ts";
 import { PRIVATE } from "./sandbox.ts";
 import { scenario, type Stage } from "./scenario.ts";
+import { end, takenOver } from "./successor.ts";
 
 const LISTEN = "localhost:1081";
 const DESTINATION = text(SERVER[4], 80);
@@ -123,19 +124,30 @@ scenario("a broken file on HUP: told with its line, and nothing changes", async 
   assert.equal(await short(stage), "");
 });
 
+/**
+ * For node: raises the three in the moment in which the last of them is caught. Before it, node itself is
+ * starting, and nobody can ask for anything; who sends them from without may come when it has started.
+ */
+const SIGNALS_AT_START = `data:text/javascript,${encodeURIComponent(`
+  let raised = "TRANSPLICE_HANDOVER" in process.env; // Not in a successor.
+  process.on("newListener", (name) => {
+    if (name !== "SIGUSR2" || raised) return;
+    raised = true;
+    setImmediate(() => { for (const signal of ["SIGHUP", "SIGUSR1", "SIGUSR2"]) process.kill(process.pid, signal); });
+  });
+`)}`;
+
 scenario("HUP, USR1 and USR2 while it starts: it starts, and reads the file again", async (stage) => {
   const upstream = stage.upstream({ protocol: "socks5", echoes: true });
-  const relay = stage.relayStarting({ listen: LISTEN, proxy_url: upstream.url() });
-  // Before that, node itself is starting, and nobody can ask it for anything.
-  const caught = (): boolean => {
-    const status = readFileSync(`/proc/${relay.process.pid}/status`, "utf8");
-    return (BigInt(`0x${/^SigCgt:\s*([0-9a-f]+)/m.exec(status)![1]}`) & 1n) === 1n;
-  };
-  await eventually("HUP is caught", caught);
-  for (const signal of ["SIGHUP", "SIGUSR1", "SIGUSR2"] as const) relay.process.signal(signal);
-  await relay.ready();
+  const relay = await stage.relay({ listen: LISTEN, proxy_url: upstream.url() }, { nodeFlags: ["--import", SIGNALS_AT_START] });
   await relay.logged("the reload", ({ message }) => message === "the configuration is taken on");
   assert.doesNotMatch(relay.process.output, /Debugger/);
+  // USR2 would be obeyed by now, and TERM after it.
+  relay.process.signal("SIGTERM");
+  await eventually("it has ended", () => relay.process.exit !== null);
+  const upgraded = relay.log().some(({ signal }) => signal === "SIGUSR2");
+  if (upgraded) await end(await takenOver(stage, relay));
+  assert.ok(!upgraded, "it was upgraded before it had begun");
 });
 
 scenario("HUP adds listeners and takes them away", async (stage) => {
