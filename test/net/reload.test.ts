@@ -263,7 +263,7 @@ scenario("what is told to be taken on holds for the next connection, where a wor
   await eventually("the worker hangs", () => faults.files().includes("hanging"));
   relay.configure({ listen: LISTEN, proxy_url: fresh.url(), workers: 1 });
   // Shorter than one waits for a worker that lags: then it is told, and nobody waits.
-  const lag = setTimeout(() => faults.take("hanging"), 500);
+  const lag = setTimeout(() => faults.take("hanging"), 200);
   await relay.reload();
   const client = await newClient(stage);
   const { peer: far } = await fresh.accept();
