@@ -65,7 +65,8 @@ for (const workers of [1, 3]) {
         const fresh = await Promise.all(Array.from({ length: 100 }, () => newClient(stage)));
         const served = await Promise.all(fresh.map((client) => answers(client)));
         const lost = served.filter((each) => !each).length;
-        assert.ok(lost <= (workers === 1 ? 100 : 50), `${lost} of 100 new connections are lost`);
+        // Those that the kernel had given to the one that died, a third: more than 60 once in 10^8 times.
+        assert.ok(lost <= (workers === 1 ? 100 : 60), `${lost} of 100 new connections are lost`);
         const later = await Promise.all(Array.from({ length: 20 }, () => newClient(stage)));
         assert.deepEqual(
           await Promise.all(later.map((client) => answers(client))),
@@ -141,7 +142,7 @@ scenario(
   "a worker that hangs is noticed in the log, and the others go on",
   async (stage) => {
     const { relay, faults } = await setting(stage, 2);
-    const standing = await tunnels(stage, 40);
+    const standing = await tunnels(stage, 60);
     faults.request("hang");
     await provoke(stage, () => faults.files().includes("hanging"));
     await relay.logged(
@@ -152,7 +153,8 @@ scenario(
     );
     const alive = await Promise.all(standing.map((client) => answers(client, 15_000)));
     const survivors = alive.filter((each) => each).length;
-    assert.ok(survivors >= 8, `${survivors} of 40 have survived`);
+    // The other one's, a half: fewer than 8 once in 10^9 times.
+    assert.ok(survivors >= 8, `${survivors} of 60 have survived`);
     if (faults.files().includes("hanging")) faults.take("hanging");
     await eventually("service goes on", async () => {
       const client = await newClient(stage);
