@@ -44,7 +44,9 @@ for (const whenFull of ["wait", "reset"] as const) {
       const isAlive = (client: Peer): boolean => client.total === 4;
       const isGone = (client: Peer): boolean => client.end !== null;
       await eventually("some are served", () => clients.filter(isAlive).length >= 5);
-      await settled("what becomes of them", () => clients.filter((client) => isAlive(client) || isGone(client)).length);
+      const decided = (): number => clients.filter((client) => isAlive(client) || isGone(client)).length;
+      if (whenFull === "wait") await settled("what becomes of them", decided);
+      else await eventually("each is served or reset", () => decided() === clients.length);
       const alive = clients.filter(isAlive);
       const gone = clients.filter(isGone);
       assert.ok(alive.length >= 5, `${alive.length} of 100 are served at once`);
