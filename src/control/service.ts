@@ -147,7 +147,7 @@ export class Service {
 
   /**
    * Resolves when connections are accepted; or with what stands against it. `passed`: the service
-   * manager's listening sockets. `serves` is called before the process before hears of it.
+   * manager's listening sockets. `serves` is called before anybody hears of it.
    */
   async start(
     inherited: Inherited | null, passed: readonly ListeningAddress[], serves: () => void,
@@ -206,8 +206,9 @@ export class Service {
       max_connections: this.#tunnelsMax,
       nofile: this.#nofile,
     });
-    this.#manager.ready(this.status);
+    // Whoever hears that we are ready finds us by our pid file.
     serves();
+    this.#manager.ready(this.status);
     if (inherited === null) return [];
     await this.#reign.confirm();
     inherited.ready();

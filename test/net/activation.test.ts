@@ -260,10 +260,12 @@ scenario("without systemd, its protocol: READY, RELOADING, MAINPID, WATCHDOG of 
 
   const settings = settingsOf(stage);
   // Of a process that systemd starts, WATCHDOG_PID is the pid: of this one alone.
-  const relay = await stage.relay(settings, {
+  const relay = stage.relayStarting(settings, {
     command: ["sh", "-c", 'WATCHDOG_PID=$$ exec "$@"', "sh"], env: { NOTIFY_SOCKET: path, WATCHDOG_USEC: "3000000" },
   });
   await hears(/^READY=1\nSTATUS=0 of at most \d+ connections, 2 workers$/);
+  // From now on "transplice upgrade" finds it.
+  assert.equal(readFileSync(relay.pidFile, "utf8"), `${relay.process.pid}\n`);
   await hears(/^WATCHDOG=1\n/);
   await relay.reload();
   await hears(/^RELOADING=1\nMONOTONIC_USEC=\d+\n/);

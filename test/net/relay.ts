@@ -3,6 +3,7 @@
  */
 import { strict as assert } from "node:assert";
 import { mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import { basename } from "node:path";
 import { fileURLToPath } from "node:url";
 import { eventually, PATIENCE_MS } from "./actors.ts";
 import { describe, type Exit, type Process } from "./process.ts";
@@ -75,6 +76,11 @@ export class Relay {
       ...(options.fds === undefined ? {} : { fds: options.fds }),
     });
     return new Relay(child, file, complete);
+  }
+
+  /** By what `transplice upgrade` finds it. */
+  get pidFile(): string {
+    return `/run/transplice/${basename(this.file, ".toml")}.pid`;
   }
 
   async ready(): Promise<this> {

@@ -4,7 +4,6 @@
  */
 import { strict as assert } from "node:assert";
 import { existsSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
-import { basename } from "node:path";
 import { opened, passing } from "./activation.ts";
 import { connect, eventually, type Peer, sleep } from "./actors.ts";
 import { asked, echo, egress, metrics, POOL, sample } from "./dmz.ts";
@@ -93,11 +92,9 @@ async function command(stage: Stage, relay: Relay, as: readonly string[] = []): 
 async function quiet(stage: Stage, settings: Settings, options: StartOptions = {}): Promise<Relay> {
   const complete = { ...settings, workers: 2, timeouts: { drain: "1s" }, log: { level: "warning" } };
   const relay = stage.relayStarting(complete, options);
-  await eventually("it serves", () => existsSync(pidFileOf(relay)));
+  await eventually("it serves", () => existsSync(relay.pidFile));
   return relay;
 }
-
-const pidFileOf = (relay: Relay): string => `/run/transplice/${basename(relay.file, ".toml")}.pid`;
 
 /** 1,000 new connections a second; and 2,000 tunnels that stand before the upgrade and after it. */
 async function upgradedAtSize(stage: Stage, relay: Relay, where: readonly string[]): Promise<void> {
@@ -234,7 +231,7 @@ function childrenOf(pid: number): string[] {
 
 scenario("upgrade tells why it finds nobody to upgrade", async (stage) => {
   const { relay, settings } = await setting(stage);
-  const path = pidFileOf(relay);
+  const path = relay.pidFile;
   assert.equal(readFileSync(path, "utf8"), `${relay.process.pid}\n`);
   await relay.stop();
   const host = stage.net.relay;
