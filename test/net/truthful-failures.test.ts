@@ -44,6 +44,16 @@ async function exchange(peer: Peer): Promise<void> {
   await peer.rest();
 }
 
+/** What an upstream waits for: what must come before its answer is done by then, however slow the machine is. */
+class Gate {
+  readonly opened: Promise<void>;
+  open!: () => void;
+
+  constructor() {
+    this.opened = new Promise((resolve) => (this.open = resolve));
+  }
+}
+
 const errnoOf = (promise: Promise<unknown>): Promise<string> =>
   promise.then(() => "ok", (error: NodeJS.ErrnoException) => error.code ?? error.message);
 
@@ -72,9 +82,11 @@ scenario("a server that speaks first is heard", async (stage) => {
 });
 
 scenario("the client's port is taken again: the old attempt is over, the new one is made", async (stage) => {
-  const { upstream, relay } = await setting(stage, { delayMs: 1200 });
+  const gate = new Gate();
+  const { upstream, relay } = await setting(stage, { waits: gate.opened });
   const program = `
-import socket, sys, time
+import signal, socket, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
 for i in range(3):
     s = socket.socket()
     s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -82,15 +94,21 @@ for i in range(3):
     if i < 2:
         s.setblocking(False)
         s.connect_ex((sys.argv[1], 80))
-        time.sleep(0.3)
+        signal.sigwait([signal.SIGUSR1])
         s.close()
     else:
         s.connect((sys.argv[1], 80))
         s.sendall(b"ping")
         print(s.recv(4).decode())
 `;
-  const { output } = await stage.net.relay.execute(PYTHON, "-c", program, SERVER[4]);
-  assert.equal(output.trim(), "ping");
+  const python = stage.spawn(stage.net.relay, PYTHON, "-c", program, SERVER[4]);
+  for (const attempt of [1, 2, 3]) {
+    await eventually(`attempt ${attempt} is dialled for`, () => upstream.requests.length === attempt);
+    if (attempt < 3) python.signal("SIGUSR1");
+  }
+  gate.open();
+  await python.exited;
+  assert.equal(python.output.trim(), "ping");
   assert.equal(upstream.requests.length, 3);
   await eventually("both ends are told", () => relay.ends().filter(({ reason }) => reason === "client-left").length === 2);
 });
@@ -156,11 +174,13 @@ for host in sys.argv[1:]:
 
 scenario("a worker is replaced: what it held is let go, and dialled for after accept", async (stage) => {
   const faults = new Faults();
-  const { relay, upstream } = await setting(stage, { delayMs: 1500 }, {}, faults.start);
+  const gate = new Gate();
+  const { relay, upstream } = await setting(stage, { waits: gate.opened }, {}, faults.start);
   const held = client(stage);
   await eventually("it is held", () => upstream.requests.length === 1);
   faults.request("throw");
-  const [provoking] = await Promise.all([client(stage, 82), relay.logged("the replacement", ({ message }) => message.includes("a worker is replaced"))]);
+  const replaced = relay.logged("the replacement", ({ message }) => message.includes("a worker is replaced"));
+  const [provoking] = await Promise.all([client(stage, 82), replaced.then(() => gate.open())]);
   const first = await held;
   await exchange(first);
   await exchange(provoking);
@@ -171,21 +191,23 @@ scenario("a worker is replaced: what it held is let go, and dialled for after ac
 });
 
 scenario("reload in mid-dial: who is held hears the truth; and the mode is switched off and on", async (stage) => {
-  let delayMs = 5000;
-  const { relay, upstream, settings } = await setting(stage, { delayMs: () => delayMs, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  let gate = new Gate();
+  const { relay, upstream, settings } = await setting(stage, { waits: () => gate.opened, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
   const held = [errnoOf(client(stage, 81)), client(stage)] as const;
   await eventually("both are held", () => upstream.requests.length === 2);
   await relay.reload();
+  gate.open();
   assert.equal(await held[0], "ECONNREFUSED");
   await exchange(await held[1]);
   assert.equal(upstream.requests.length, 2);
 
+  gate = new Gate();
   const letGo = client(stage, 81);
   await eventually("it is held", () => upstream.requests.length === 3);
   relay.configure({ ...settings, connect: {} });
   await relay.reload();
   const peer = await letGo;
-  delayMs = 500;
+  gate.open();
   assert.equal((await peer.rest()).end, "reset", "accepted, and reset when it was refused");
   await exchange(await client(stage));
 
@@ -201,7 +223,8 @@ scenario("reload in mid-dial: who is held hears the truth; and the mode is switc
 });
 
 scenario("USR2 in mid-dial: the old process answers whom it holds, the new one reads on", async (stage) => {
-  const { relay, upstream } = await setting(stage, { delayMs: 2500, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
+  const gate = new Gate();
+  const { relay, upstream } = await setting(stage, { waits: gate.opened, refuse: ({ port }) => (port === 80 ? 0 : REFUSED) });
   const held = [errnoOf(client(stage, 81)), client(stage)] as const;
   await eventually("both are held", () => upstream.requests.length === 2);
   relay.process.signal("SIGUSR2");
@@ -212,6 +235,8 @@ scenario("USR2 in mid-dial: the old process answers whom it holds, the new one r
     await eventually("the successor has ended", () => !existsSync(`/proc/${pid}`));
   });
   const fresh = [errnoOf(client(stage, 81)), client(stage)] as const;
+  await eventually("the new one holds, too", () => upstream.requests.length === 4);
+  gate.open();
   assert.equal(await held[0], "ECONNREFUSED");
   await exchange(await held[1]);
   assert.equal(await fresh[0], "ECONNREFUSED");
@@ -247,17 +272,22 @@ scenario("root starts it, and it becomes its user with what it needs", async (st
 });
 
 scenario("every place is taken: who has one is paired past those who wait, and they are served in their turn", async (stage) => {
-  const { upstream } = await setting(stage, { delayMs: ({ port }) => (port === 80 ? 1500 : 0) }, { max_connections: 4 });
+  const gate = new Gate();
+  const { upstream } = await setting(stage, { waits: async ({ port }) => (port === 80 ? gate.opened : undefined) }, { max_connections: 4 });
   // Half of the places is for held ones.
   const held = [client(stage), client(stage)];
   await eventually("both are held", () => upstream.requests.length === 2);
   // Three at once for two places: all go on unheld, and one waits in front of those that are dialled for.
+  let connected = 0;
   const answered: Peer[] = [];
   const others = Array.from({ length: 3 }, async () => {
     const peer = (await client(stage, 82)).write("ping");
+    connected++;
     assert.equal(String(await peer.read(4)), "ping");
     answered.push(peer);
   });
+  await eventually("two are served, and one waits", () => connected === 3 && answered.length === 2);
+  gate.open();
   for (const peer of await Promise.all(held)) {
     peer.write("ping");
     assert.equal(String(await peer.read(4)), "ping");

@@ -37,8 +37,8 @@ export interface Script {
   banner?: string;
   /** Speaks one byte at a time. */
   trickle?: boolean;
-  /** It grants no sooner than that. */
-  waits?: Promise<void>;
+  /** It answers no sooner than that. */
+  waits?: Promise<void> | ((request: Request) => Promise<void>);
   /** Connects to what was asked for, and relays. */
   dials?: boolean;
   /** Told of each request. */
@@ -102,15 +102,15 @@ export class Upstream {
     this.requests.push(request);
     script.heard?.(request);
     if (script.silentAt === "request") return this.#fallSilent(peer);
-    const { refuse = 0, delayMs = 0 } = script;
+    const { refuse = 0, delayMs = 0, waits } = script;
     const lateMs = typeof delayMs === "number" ? delayMs : delayMs(request);
     if (lateMs > 0) await sleep(lateMs);
+    await (typeof waits === "function" ? waits(request) : waits);
     const refusal = typeof refuse === "number" ? refuse : refuse(request);
     if (refusal !== 0) {
       peer.finish(this.#reply(refusal));
       return;
     }
-    await script.waits;
     if (script.dials === true) {
       await this.#dial(peer, request);
       return;
