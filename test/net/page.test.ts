@@ -205,7 +205,8 @@ scenario("the page asks for the token where it takes one, and keeps it in its ta
   await served(stage, { admin: { listen: admin, token: "correct-horse-battery-staple" } });
   const browser = await browserOn(stage, stage.net.lan);
   const { page } = await open(browser, `http://${admin}/`, PHONE);
-  await says(page, "#login h2", /token/);
+  // The heading stands in the page before it is shown.
+  await says(page, "#login-why", /has the token/);
   assert.equal(await page.evaluate("document.activeElement.id"), "token");
   await assertAccessible(page, "the form");
   await picture(stage, page, "page-token");
