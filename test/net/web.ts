@@ -3,6 +3,7 @@
  */
 import { strict as assert } from "node:assert";
 import { createServer, type Server } from "node:http";
+import { Readable } from "node:stream";
 import { boundSocket, text } from "./actors.ts";
 import type { Process } from "./process.ts";
 import type { Host, Place } from "./sandbox.ts";
@@ -30,12 +31,21 @@ export function webServer(host: Place, address: string, port: number): Server {
     };
     const answer = (): void => void response.end(`${JSON.stringify(seen)}\n`);
     request.resume();
-    if (verb === "bytes") response.end(Buffer.alloc(Number(number), "b"));
-    else if (verb === "slow") setTimeout(answer, Number(number));
+    if (verb === "bytes") {
+      response.setHeader("content-length", Number(number));
+      Readable.from(blocks(Number(number))).pipe(response);
+    } else if (verb === "slow") setTimeout(answer, Number(number));
     else answer();
   });
   server.listen({ fd: boundSocket(host, address, port) });
   return server;
+}
+
+const BLOCK = Buffer.alloc(1 << 16, "b");
+
+/** So many bytes, and never more memory than one block: a test that leaves a download asks for half a gigabyte. */
+function* blocks(bytes: number): Generator<Buffer> {
+  for (let left = bytes; left > 0; left -= BLOCK.length) yield BLOCK.subarray(0, Math.min(left, BLOCK.length));
 }
 
 export interface Fetched {
