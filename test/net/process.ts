@@ -46,17 +46,17 @@ export class Process {
       env: options.env ?? process.env,
       ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     });
-    const keep = (chunk: Buffer): void => {
-      this.output += chunk.toString("utf8");
+    const keep = (text: string): void => {
+      this.output += text;
       if (this.output.length > OUTPUT_BYTES_KEPT)
         this.output = this.output.slice(-OUTPUT_BYTES_KEPT / 2);
       for (const listener of [...this.#onOutput]) listener();
     };
-    this.#child.stdout!.on("data", (chunk: Buffer) => {
-      if (options.binary === true) this.data.push(chunk);
-      else keep(chunk);
-    });
-    this.#child.stderr!.on("data", keep);
+    const { stdout, stderr } = this.#child;
+    if (options.binary === true) stdout!.on("data", (chunk: Buffer) => void this.data.push(chunk));
+    // Decoded as a stream: a character may come in two pieces.
+    else stdout!.setEncoding("utf8").on("data", keep);
+    stderr!.setEncoding("utf8").on("data", keep);
     this.exited = new Promise((resolve) => {
       this.#child.once("error", (error) => {
         this.output += `${error.message}\n`;
