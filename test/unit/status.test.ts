@@ -278,7 +278,7 @@ test("a worker's rates are its own, also where another has gone or takes its pla
   const [shown] = world.shown.workers;
   assert.deepEqual(shown, {
     worker: 1, state: "running", tunnels: 0, cpu_ratio: 0.25, turns_per_second: 400,
-    lag: { p50_seconds: 0.000104, p99_seconds: 0.000104, max_seconds: 0.000104 },
+    lag: { count: 1, p50_seconds: 0.000104, p99_seconds: 0.000104, max_seconds: 0.000104 },
     pipes_lent: 0, pipes_max: 8, buffers_lent: 0, buffers_max: 9, splices_per_second: 2, bytes_per_splice: 2000, full: false, lives: 1,
   });
   world.cpuSeconds = [0.5];

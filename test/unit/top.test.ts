@@ -15,7 +15,7 @@ const STATUS: Status = {
   egress: [],
   destinations: Array.from({ length: 10 }, (_, i) => ({ destination: `198.51.100.${i}:443`, name: i === 0 ? "evil\u001b[2J\u202e\u4f60\u597d.example" : null, tunnels: 1, bytes_per_second: 1e6, bytes_down: 1e9, bytes_up: 1e3 })),
   slowest: [{ destination: "198.51.100.200:443", name: "a".repeat(300), client: "10.1.2.3:4", state: "dial", waited_seconds: 3 }],
-  workers: [{ worker: 0, state: "running", lag: { p99_seconds: 0.001 }, pipes_lent: 1, pipes_max: 24, tunnels: 7000, cpu_ratio: 0.2 }],
+  workers: [{ worker: 0, state: "running", lag: { count: 1000, p50_seconds: 0.0001, p99_seconds: 0.001 }, pipes_lent: 1, pipes_max: 24, tunnels: 7000, cpu_ratio: 0.2 }],
   fds: { open: 1, limit: 1000 },
 };
 

@@ -20,7 +20,7 @@ const WELL: Judged = {
   ],
   upstreams: [{ address: "203.0.113.5:1080", health: "ok", failures_last_minute: 0 }, { address: "203.0.113.6:1080", health: "unknown", failures_last_minute: 0 }],
   egress: [{ address: "192.0.2.21", health: "ok", usable: true }, { address: "192.0.2.22", health: "gone", usable: false }],
-  workers: [{ worker: 0, state: "running", lag: { p99_seconds: 0.002 }, pipes_lent: 3, pipes_max: 24 }],
+  workers: [{ worker: 0, state: "running", lag: { count: 1000, p50_seconds: 0.0001, p99_seconds: 0.002 }, pipes_lent: 3, pipes_max: 24 }],
   fds: { open: 100, limit: 20_000 },
 };
 
@@ -28,6 +28,8 @@ const said = (change: Partial<Judged>): string[] => verdicts({ ...WELL, ...chang
 
 test("when all is well, nothing is said: what clients and destinations do is an ordinary day", () => {
   assert.deepEqual(said({}), []);
+  // One slow turn of a worker that has hardly anything to do.
+  assert.deepEqual(said({ workers: [{ ...WELL.workers[0]!, lag: { count: 99, p50_seconds: 0.0001, p99_seconds: 0.3 } }] }), []);
 });
 
 test("each thing that is wrong is said, by its weight", () => {
@@ -47,7 +49,8 @@ test("each thing that is wrong is said, by its weight", () => {
     [{ fds: { open: 19_000, limit: 20_000 } }, "risk: 19,000 of 20,000 file descriptors are open"],
     [{ workers: [{ ...worker, state: "hangs" }] }, "broken: worker 0 hangs"],
     [{ workers: [{ ...worker, state: "down" }] }, "broken: worker 0 is down"],
-    [{ workers: [{ ...worker, lag: { p99_seconds: 0.3 } }] }, "risk: worker 0 is slow: one turn in a hundred takes 300 ms or more"],
+    [{ workers: [{ ...worker, lag: { count: 100, p50_seconds: 0.0001, p99_seconds: 0.3 } }] }, "risk: worker 0 is slow: one turn in a hundred takes 300 ms or more"],
+    [{ workers: [{ ...worker, lag: { count: 99, p50_seconds: 0.2, p99_seconds: 0.3 } }] }, "risk: worker 0 is slow: half of its turns take 200 ms or more"],
     [{ workers: [{ ...worker, pipes_lent: 24 }] }, "note: worker 0 has lent all 24 pipes: more bulk traffic is copied, at a higher price"],
     [{ totals: { log_dropped: 12_345 } }, "note: 12,345 lines of the log were dropped since the start"],
     [{ state: "draining" }, "note: this process is draining: it accepts nothing more"],

@@ -366,7 +366,7 @@ function lagOf(meters: Float64Array, before: Float64Array | null): object {
   const counts = meters.slice(at, at + BUCKETS);
   if (before !== null) for (let bucket = 0; bucket < BUCKETS; bucket++) counts[bucket]! -= before[bucket]!;
   const { p90_seconds: _, ...lag } = quantilesOf(counts, 1e-6);
-  return lag;
+  return { count: countOf(counts, 0), ...lag };
 }
 
 function quantilesOf(counts: Float64Array, unit: number) {

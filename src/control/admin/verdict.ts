@@ -17,7 +17,7 @@ export interface Judged {
   readonly workers: readonly {
     readonly worker: number;
     readonly state: string;
-    readonly lag: { readonly p99_seconds: number | null };
+    readonly lag: { readonly count: number; readonly p50_seconds: number | null; readonly p99_seconds: number | null };
     readonly pipes_lent: number;
     readonly pipes_max: number;
   }[];
@@ -36,6 +36,8 @@ const FAILING = 0.05;
 /** Fewer in a minute say little. */
 const FAILED_MIN = 10;
 const SLOW_TURN_SECONDS = 0.1;
+/** Of fewer, one says little: the kernel may have let the thread wait once. Then half of them must be slow. */
+const TURNS_MIN = 100;
 
 const EGRESS: Readonly<Record<string, string>> = {
   listed: "is on a blocklist",
@@ -51,7 +53,10 @@ export function verdicts(status: Judged): Verdict[] {
   const { tunnels, upstreams, egress, workers, fds, endings, listen } = status;
   for (const { worker, state, lag } of workers) {
     if (state !== "running") say("broken", `worker ${worker} ${state === "hangs" ? "hangs" : "is down"}`);
-    else if ((lag.p99_seconds ?? 0) >= SLOW_TURN_SECONDS) say("risk", `worker ${worker} is slow: one turn in a hundred takes ${milliseconds(lag.p99_seconds!)} or more`);
+    else {
+      const [share, seconds] = lag.count < TURNS_MIN ? ["half of its turns take", lag.p50_seconds] : ["one turn in a hundred takes", lag.p99_seconds];
+      if ((seconds ?? 0) >= SLOW_TURN_SECONDS) say("risk", `worker ${worker} is slow: ${share} ${milliseconds(seconds!)} or more`);
+    }
   }
   const failing = upstreams.filter(({ health }) => health === "failing");
   for (const { address, failures_last_minute: failures } of failing) {
