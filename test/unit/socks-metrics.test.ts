@@ -397,10 +397,11 @@ test("who says nothing, or half of it, or does not take the answer, is cut off i
   assert.match(await silent, /^(HTTP\/1.1 408 |$)/);
   assert.match(await half, /^HTTP\/1.1 408 /);
   const waited = performance.now() - started;
-  assert.ok(waited > 250 && waited < 2000, `${waited} ms`);
+  assert.ok(waited > 250 && waited < TOO_LATE_MS, `${waited} ms`);
+  const closed = closing(world);
   const slow = net.connect(port, "127.0.0.1").on("error", () => {}).pause();
   slow.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n".repeat(2000));
-  await sleep(1000);
+  await closed;
   let got = "";
   slow.setEncoding("latin1").on("data", (data) => (got += data)).resume();
   await new Promise((resolve) => slow.once("close", resolve));
@@ -410,31 +411,50 @@ test("who says nothing, or half of it, or does not take the answer, is cut off i
 
 test("an answer that does not come has a deadline, and one that has gone out leaves none behind", async (context) => {
   const world = new World(context, 300);
-  const { answer } = world;
   const port = await world.listen();
   world.answer = () => new Promise(() => {});
   assert.equal(await raw(port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n"), "");
   world.answer = () => {};
   assert.equal(await raw(port, "GET / HTTP/1.1\r\nhost: a\r\n\r\n"), "", "and says nothing of coming later");
   world.answer = (_request, response) => void response.end("x".repeat(2e7));
+  const closed = closing(world);
   const slow = net.connect(port, "127.0.0.1").on("error", () => {}).pause();
   slow.write("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
-  await sleep(1000);
+  await closed;
   let got = 0;
   slow.on("data", ({ length }) => (got += length)).resume();
   await new Promise((resolve) => slow.once("close", resolve));
   assert.ok(got > 0 && got < 2e7, `${got}`);
-  world.answer = answer;
+  const other = await new World(context, 1500).listen();
   const agent = new http.Agent({ keepAlive: true, maxSockets: 1 });
   context.after(() => agent.destroy());
   const sockets = new Set<unknown>();
   agent.on("free", (socket) => sockets.add(socket));
   for (let i = 0; i < 3; i++) {
-    await ask(port, { agent });
-    await sleep(200);
+    await ask(other, { agent });
+    await sleep(1000);
   }
   assert.equal(sockets.size, 1);
 });
+
+/** A deadline that is kept is kept by then, on any machine; one that is not is never. */
+const TOO_LATE_MS = 30_000;
+
+/** Resolves when the server has closed the connection of whoever asks next. */
+function closing(world: World): Promise<void> {
+  const { answer } = world;
+  return new Promise((resolve, reject) => {
+    const timer = setTimeout(() => reject(new Error("nobody is cut off")), TOO_LATE_MS);
+    world.answer = (request, response, asker) => {
+      world.answer = answer;
+      request.socket.once("close", () => {
+        clearTimeout(timer);
+        resolve();
+      });
+      return answer(request, response, asker);
+    };
+  });
+}
 
 const sleep = (ms: number): Promise<void> => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -480,13 +500,18 @@ test("an address that stays keeps its socket: no scrape fails while others come 
   assert.deepEqual(world.told, []);
 });
 
-/** A port that nobody listens on, very likely. */
+let ports = 10_000 + ((process.pid * 16) % 20_000);
+
+/** A port that nobody listens on, nor will: the kernel gives none to whoever takes any (ip_local_port_range). */
 async function free(): Promise<number> {
-  const server = net.createServer().listen(0, "127.0.0.1");
-  await new Promise((resolve) => server.once("listening", resolve));
-  const { port } = server.address() as net.AddressInfo;
-  await new Promise((resolve) => server.close(resolve));
-  return port;
+  for (;;) {
+    const port = ports++;
+    const server = net.createServer().listen(port, "0.0.0.0");
+    const isFree = await new Promise((resolve) => server.once("listening", () => resolve(true)).once("error", () => resolve(false)));
+    if (isFree === false) continue;
+    await new Promise((resolve) => server.close(resolve));
+    return port;
+  }
 }
 
 test("what cannot be listened on is said, and nothing has changed", async (context) => {
@@ -562,43 +587,51 @@ test("beyond 64 connections the next is closed, until one has gone", async (cont
   await Promise.all(sockets.map((socket) => new Promise((resolve) => socket.once("connect", resolve))));
   await assert.rejects(ask(port));
   sockets[0]!.destroy();
-  await sleep(50);
-  assert.equal((await ask(port)).status, 200);
+  // The server has to hear of it; until then the next is closed, too.
+  const status = (): Promise<number> => ask(port).then((answer) => answer.status, () => 0);
+  const untilMs = performance.now() + TOO_LATE_MS;
+  while ((await status()) !== 200) assert.ok(performance.now() < untilMs, "nobody else is let in");
   for (const socket of sockets) socket.destroy();
 });
 
 test("close() waits for an answer under way, for no longer than that may take, and for no idle scraper", async (context) => {
-  const world = new World(context, 1500);
-  const port = await world.listen();
   const agent = new http.Agent({ keepAlive: true });
   context.after(() => agent.destroy());
-  await ask(port, { agent });
-  let started = performance.now();
-  await world.metrics.close();
-  assert.ok(performance.now() - started < 1200);
-  await assert.rejects(ask(port), { code: "ECONNREFUSED" });
-  const again = await world.listen();
-  const half = raw(again, "GET / HTTP/1.1\r\nhost:");
+  let started = 0;
+  const tookMs: number[] = [];
+  for (let i = 0; i < 3; i++) {
+    const world = new World(context);
+    const port = await world.listen();
+    await ask(port, { agent });
+    started = performance.now();
+    await world.metrics.close();
+    tookMs.push(performance.now() - started);
+    await assert.rejects(ask(port), { code: "ECONNREFUSED" });
+  }
+  // Who waits for an idle scraper waits a second each time; a machine stands still for one now and then.
+  assert.ok(Math.min(...tookMs) < 900, `${tookMs}`);
+  const world = new World(context, 1500);
+  const half = raw(await world.listen(), "GET / HTTP/1.1\r\nhost:");
   await sleep(50);
   started = performance.now();
   await world.metrics.close();
-  assert.ok(performance.now() - started < 6000);
+  assert.ok(performance.now() - started < TOO_LATE_MS);
   await half.catch(() => {});
 });
 
 test("close() in the middle of an answer lets it go out, and then the connection", async (context) => {
-  const world = new World(context);
+  const world = new World(context, 2 * TOO_LATE_MS);
   const port = await world.listen();
   const agent = new http.Agent({ keepAlive: true });
   context.after(() => agent.destroy());
   const { socks } = world.sources;
-  let closing = Promise.resolve();
+  let closed = Promise.resolve();
   world.sources.socks = () => {
-    closing = world.metrics.close();
+    closed = world.metrics.close();
     return socks();
   };
   const started = performance.now();
   assert.equal((await ask(port, { agent })).status, 200);
-  await closing;
-  assert.ok(performance.now() - started < 2000);
+  await closed;
+  assert.ok(performance.now() - started < TOO_LATE_MS);
 });
