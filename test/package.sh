@@ -3,7 +3,8 @@
 set -eu
 cd "$(dirname "$0")/.."
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
+program=
+trap '[ -z "$program" ] || kill -KILL "$program" 2>/dev/null; rm -rf "$folder"' EXIT
 tarball=$(npm pack --silent --pack-destination "$folder" --ignore-scripts | tail -n 1)
 cd "$folder"
 npm install --silent --no-audit --no-fund "./$tarball" >/dev/null
@@ -26,7 +27,18 @@ done
 ln -s "$folder/node_modules/.bin/transplice" redsocks
 ./redsocks -v | grep -q '^redsocks/0.5 (transplice' || { echo "a link is not the program of its name" >&2; exit 1; }
 # It must start, too: the worker's files and koffi's binary are in the package.
-printf 'proxy_url = "socks5://192.0.2.1:1080"\nlisten = "127.0.0.1:%s"\n' $((20000 + $$ % 20000)) >run.toml
-timeout --preserve-status -s TERM 5 node_modules/.bin/transplice -f run.toml 2>run.out || { cat run.out; exit 1; }
+port=$(node -e 'const server = require("node:net").createServer().listen(0, () => server.close(console.log(server.address().port)))')
+printf 'proxy_url = "socks5://192.0.2.1:1080"\nlisten = "127.0.0.1:%s"\n' "$port" >run.toml
+: >run.out
+node_modules/.bin/transplice -f run.toml 2>>run.out &
+program=$!
+# However slow the machine is: it is told to end when it is ready.
+for _ in $(seq 600); do
+	if grep -q 'transplice is ready' run.out || ! kill -0 "$program" 2>/dev/null; then break; fi
+	sleep 0.1
+done
+kill -TERM "$program" 2>/dev/null || true
+wait "$program" || { cat run.out; exit 1; }
+program=
 grep -q 'transplice is ready' run.out || { cat run.out; exit 1; }
 echo "packed, installed and run: $version ($(du -h "$tarball" | cut -f1) packed)"
