@@ -2,15 +2,25 @@
 import { readdirSync, readFileSync, statSync } from "node:fs";
 import type { Stage } from "./scenario.ts";
 
-/** Processes that run guardian.js on the relay host: this machine may have others. */
+/**
+ * Processes that run guardian.js on the relay host: this machine may have others. Not the copy of one that
+ * is about to become one of its tools.
+ */
 export function guardians(stage: Stage): number[] {
   const { ino } = statSync(stage.net.relay.namespace);
-  return readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name)).flatMap((pid) => {
+  const found = readdirSync("/proc").filter((name) => /^[0-9]+$/.test(name)).flatMap((pid) => {
     try {
       const guards = readFileSync(`/proc/${pid}/cmdline`, "utf8").includes("guardian.js");
-      return guards && statSync(`/proc/${pid}/ns/net`).ino === ino ? [Number(pid)] : [];
+      return guards && statSync(`/proc/${pid}/ns/net`).ino === ino ? [{ pid: Number(pid), parent: parentOf(pid) }] : [];
     } catch {
       return []; // It has ended.
     }
   });
+  return found.filter(({ parent }) => !found.some(({ pid }) => pid === parent)).map(({ pid }) => pid);
+}
+
+/** proc_pid_stat(5), field 4, counted behind the name, which is the second. */
+function parentOf(pid: string): number {
+  const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[4 - 3]);
 }
