@@ -8,6 +8,7 @@ import { once } from "node:events";
 import { existsSync } from "node:fs";
 import { createInterface, type Interface } from "node:readline";
 import { fileURLToPath } from "node:url";
+import { listening } from "./proxies.ts";
 import { type Host, PRIVATE } from "./sandbox.ts";
 import type { Stage } from "./scenario.ts";
 
@@ -33,9 +34,9 @@ function built(stage: Stage): string {
   return BINARY;
 }
 
-/** A SOCKS5 server that grants everything and is the destination; or (serve) the destination alone. */
-export function target(stage: Stage, host: Host, port: number, role: "target" | "serve" = "target"): void {
-  stage.spawn(host, built(stage), role, `${port}`);
+/** A SOCKS5 server that grants everything and is the destination; or (serve) the destination alone. It listens. */
+export async function target(stage: Stage, host: Host, port: number, role: "target" | "serve" = "target"): Promise<void> {
+  await listening(stage.spawn(host, built(stage), role, `${port}`), host, "127.0.0.1", port);
 }
 
 /** A client of the load: see usage() there. Everything is ready when it has been made. */

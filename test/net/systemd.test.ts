@@ -146,7 +146,7 @@ scenario("the relay's unit with managed rules: they come with it, outlive an upg
 scenario("the egress' units: by its socket, as its user, with bulk and names, within the filter", async (stage) => {
   const { relay: host } = stage.net;
   const systemd = await Systemd.on(stage, host);
-  target(stage, host, 9000, "serve");
+  await target(stage, host, 9000, "serve");
   await systemd.write(
     "/etc/transplice-egress.toml",
     `workers = 2\n[incoming]\nmetrics_port = 0\n[outgoing]\nallow_networks = ["127.0.0.0/8", "::1"]\n[log]\nfilename = "${LOG}"\n`,

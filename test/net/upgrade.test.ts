@@ -125,21 +125,21 @@ async function upgradedAtSize(stage: Stage, relay: Relay, where: readonly string
 
 scenario("transplice upgrade under 1,000 new connections a second, with 2,000 tunnels", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  target(stage, stage.net.relay, 1080);
+  await target(stage, stage.net.relay, 1080);
   const relay = await quiet(stage, { listen: "localhost:1081", proxy_url: "socks5://127.0.0.1:1080" });
   await upgradedAtSize(stage, relay, ["-a", SERVER[4], "-P", "80"]);
 });
 
 scenario("the same with a socket of the service manager's", async (stage) => {
   stage.intercept({ mode: "redirect", from: "local", port: 1081 });
-  target(stage, stage.net.relay, 1080);
+  await target(stage, stage.net.relay, 1080);
   const options = passing([opened(stage, { port: 1081 })], "relay");
   const relay = await quiet(stage, { proxy_url: "socks5://127.0.0.1:1080" }, options);
   await upgradedAtSize(stage, relay, ["-a", SERVER[4], "-P", "80"]);
 });
 
 scenario("the same of the egress", async (stage) => {
-  target(stage, stage.net.relay, 9000, "serve");
+  await target(stage, stage.net.relay, 9000, "serve");
   const relay = await quiet(stage, {
     incoming: { port: 1080, addresses: ["127.0.0.1"], metrics_port: 0 }, outgoing: { allow_networks: ["127.0.0.1"] },
   });
