@@ -134,8 +134,9 @@ test("latencies are those of the last minute, as the end of the bucket that they
   const dial = meterAt("dial");
   for (let i = 0; i < 100; i++) observe(world.meters, dial, 1_000_000);
   world.pass(1);
-  assert.deepEqual(world.shown.latency["dial"], { count: 0, p50_seconds: null, p90_seconds: null, p99_seconds: null, max_seconds: null });
+  assert.equal(world.shown.latency["dial"]!["count"], 100, "a process's first second is of its first minute");
   world.pass(100);
+  assert.deepEqual(world.shown.latency["dial"], { count: 0, p50_seconds: null, p90_seconds: null, p99_seconds: null, max_seconds: null });
   for (let i = 1; i <= 100; i++) observe(world.meters, dial, i === 100 ? 50_000 : i > 90 ? 2000 : 500);
   world.pass(1);
   const end = (us: number): number => Number((leastOf(bucketOf(us) + 1) / 1e6).toPrecision(4));
@@ -143,6 +144,25 @@ test("latencies are those of the last minute, as the end of the bucket that they
   world.pass(80);
   assert.equal(world.shown.latency["dial"]!["count"], 0, "a minute later they are gone");
   assert.equal(world.shown.latency["handshake"]!["count"], 0);
+});
+
+test("what a process has done before its first tick is of the last minutes, until they are over", () => {
+  const world = new World();
+  const at = "192.0.2.1:1080";
+  world.counters[endingAt("dial-failed")] = 3;
+  world.upstreams = [upstream(at, { dials: 3, dialFailures: 3 })];
+  const said = (): unknown[] => {
+    const [{ last_minute, last_5_minutes }] = world.shown.endings as [Shown["endings"][0]];
+    return [last_minute, last_5_minutes, world.status.isFailing(at)];
+  };
+  world.pass(1);
+  assert.deepEqual(said(), [3, 3, true]);
+  world.pass(59);
+  assert.deepEqual(said(), [3, 3, true]);
+  world.pass(30);
+  assert.deepEqual(said(), [0, 3, false]);
+  world.pass(240);
+  assert.deepEqual(said(), [0, 0, false]);
 });
 
 test("an upstream's address is as well as most dials of the last minute went", () => {

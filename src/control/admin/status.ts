@@ -174,9 +174,9 @@ export class Status {
     }
   }
 
-  /** What stood a minute ago, or at the beginning; undefined: there was nothing yet. */
+  /** What stood a minute ago; undefined: the process is younger, and all that it has counted is of the last minute. */
   get #minuteAgo(): Sample | undefined {
-    return this.#samples.at(-MINUTE_SAMPLES - 1) ?? this.#samples[0];
+    return this.#samples.at(-MINUTE_SAMPLES - 1);
   }
 
   #lastMinute(address: string): { dials: number; failures: number } {
@@ -234,7 +234,7 @@ export class Status {
 
   #endings(counters: Float64Array): object[] {
     const minute = this.#minuteAgo?.counters;
-    const minutes = this.#samples[0]?.counters;
+    const minutes = this.#samples.at(-HISTORY_SECONDS / SAMPLE_SECONDS - 1)?.counters;
     return REASONS.map((reason) => {
       const at = endingAt(reason);
       const total = counters[at]!;
