@@ -19,6 +19,8 @@ export const DNS = { real: "198.51.100.53", scripted: "198.51.100.54" } as const
 const DNSMASQ = "/usr/sbin/dnsmasq";
 const A = 1;
 const AAAA = 28;
+/** In the third byte of a message (RFC 1035, section 4.1.1). */
+const IS_ANSWER = 0x80;
 export const SERVFAIL = 2;
 export const NXDOMAIN = 3;
 
@@ -40,6 +42,7 @@ export class Names {
   /** Names in lower case. One without a script does not exist. */
   readonly scripts = new Map<string, Script>();
   readonly #asked = new Map<string, number>();
+  #marks = 0;
   readonly #socket: Socket;
   readonly #hosts = `${PRIVATE}/dnsmasq.hosts`;
 
@@ -103,9 +106,17 @@ export class Names {
     );
   }
 
-  /** How often dnsmasq was asked for addresses of a name, in all. */
+  /** How often dnsmasq was asked for addresses of a name, by what is known of it so far. */
   questions(name: string, type: "A" | "AAAA"): number {
     return this.#count(new RegExp(`query\\[${type}\\] ${name.replaceAll(".", "\\.")} `, "gi"));
+  }
+
+  /** The same, in all: it takes questions in their order, so that what has come before one of ours has been told before it. */
+  async allQuestions(name: string, type: "A" | "AAAA"): Promise<number> {
+    const own = `mark${++this.#marks}.test`;
+    this.#socket.send(questionFor(own), 53, DNS.real);
+    await eventually("dnsmasq tells of our own question", () => this.questions(own, "A") > 0);
+    return this.questions(name, type);
   }
 
   #count(pattern: RegExp): number {
@@ -113,6 +124,7 @@ export class Names {
   }
 
   #answer(question: Buffer, from: RemoteInfo): void {
+    if ((question[2]! & IS_ANSWER) !== 0) return; // To one of our own.
     let at = 12;
     const labels: string[] = [];
     while (question[at] !== 0 && at < question.length) {
@@ -156,6 +168,12 @@ export class Names {
       }
     }, answer.delayMs ?? 0).unref();
   }
+}
+
+/** Of type A, recursion desired. */
+function questionFor(name: string): Buffer {
+  const labels = name.split(".").map((label) => Buffer.concat([Buffer.of(label.length), Buffer.from(label)]));
+  return Buffer.concat([Buffer.of(0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0), ...labels, Buffer.of(0, 0, A, 0, 1)]);
 }
 
 const bytesOf = (address: string): number[] =>
