@@ -5,7 +5,7 @@
  */
 import { strict as assert } from "node:assert";
 import { execFileSync } from "node:child_process";
-import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { connect, eventually, type Peer, sleep, text } from "./actors.ts";
 import { guardians } from "./guardians.ts";
 import { FAMILIES, PROXY, RELAY, SERVER } from "./network.ts";
@@ -504,8 +504,8 @@ scenario("a process that may not, and a host that cannot, say so at the start", 
 
 let withouts = 0;
 
-/** What starts a program on a host that lacks such tools: in a mount namespace, /usr/sbin has the others only. */
-function hostWithout(tools: RegExp): string[] {
+/** What starts a program on a host that lacks such tools: in a mount namespace, /usr/sbin has the others only, and scripts. */
+function hostWithout(tools: RegExp, scripts: Readonly<Record<string, string>> = {}): string[] {
   const [real, fake] = [`${PRIVATE}/sbin`, `${PRIVATE}/sbin-${withouts++}`];
   mkdirSync(fake);
   if (!existsSync(real)) {
@@ -513,8 +513,33 @@ function hostWithout(tools: RegExp): string[] {
     execFileSync("mount", ["--bind", "/usr/sbin", real]);
   }
   for (const name of readdirSync(real)) if (!tools.test(name)) symlinkSync(`${real}/${name}`, `${fake}/${name}`);
+  for (const [name, script] of Object.entries(scripts)) writeFileSync(`${fake}/${name}`, script, { mode: 0o755 });
   return ["unshare", "--mount", "sh", "-c", `mount --bind ${fake} /usr/sbin && exec "$@"`, "sh"];
 }
+
+scenario("rules that somebody takes away before they are listed come back, and are not told of before", async (stage) => {
+  servers(stage);
+  const settings = managed("nft", "open");
+  requireBackend(stage, settings, "nft");
+  upstream(stage);
+  const armed = `${PRIVATE}/armed`;
+  writeFileSync(armed, "");
+  // In the place of nft: once, when it has set rules, they are gone.
+  const command = hostWithout(/^nft$/, {
+    nft: `#!/bin/sh
+      ${PRIVATE}/sbin/nft "$@" || exit
+      [ "$1" = -f ] && rm ${armed} 2>/dev/null && ${PRIVATE}/sbin/nft delete table inet transplice
+      exit 0
+    `,
+  });
+  const relay = await stage.relay(settings, { command });
+  await engaged(relay);
+  assert.ok(!existsSync(armed), "they were taken away");
+  await assertThrough(stage);
+  vandalize(stage.net.relay, "nft", "redirect");
+  await relay.logged("the repair", ({ message }) => message.startsWith("somebody had changed"));
+  await assertThrough(stage);
+});
 
 for (const [name, lacking, expected] of [
   ["its iptables is the legacy one, and there is no nft", /nft/, "iptables-legacy"],

@@ -61,6 +61,8 @@ const AGAIN_MS_MAX = 15_000;
 /** Without a proxy, a failure is nobody's to see: after so long it is left to the operator. */
 const GIVE_UP_MS = 60_000;
 const WORDS_MS = 500;
+/** How often rules are set at most until they are as they were. */
+const ATTEMPTS = 5;
 /** A table that is gone is told by its first lines. */
 const CHANGES_MAX = 3;
 
@@ -192,9 +194,24 @@ async function bring(
     return { changed: true, standing: null };
   }
   const backend = await usable(before !== null && backends.includes(before) ? [before, ...backends] : backends, now);
-  await apply(backend, now);
+  const listing = await set(backend, now);
   await removeAll(backend);
-  return { changed: true, standing: { plan: now, backend, listing: await present(backend) } };
+  return { changed: true, standing: { plan: now, backend, listing } };
+}
+
+/**
+ * Sets them, and answers how the tool lists them. What somebody else has taken away by then would never be
+ * missed: so a listing counts once the same rules, set again, are listed the same. Throws a Refusal.
+ */
+async function set(backend: FirewallBackend, plan: FirewallPlan): Promise<Listing> {
+  let before: Listing | null = null;
+  for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    await apply(backend, plan);
+    const listing = await present(backend);
+    if (before !== null && compared(before, listing).length === 0) return listing;
+    before = listing;
+  }
+  throw new Refusal("somebody else changes the rules as often as they are set");
 }
 
 async function changesOf({ plan, backend, listing }: Standing): Promise<string[]> {
