@@ -4,7 +4,7 @@
  * was. And without a terminal.
  */
 import { strict as assert } from "node:assert";
-import { readFileSync, writeFileSync } from "node:fs";
+import { readFileSync, rmSync, writeFileSync } from "node:fs";
 import { stripVTControlCharacters } from "node:util";
 import { eventually } from "./actors.ts";
 import type { Process } from "./process.ts";
@@ -21,6 +21,8 @@ interface Terminal {
   frame(): string[];
   resize(columns: number, rows: number): void;
   press(key: string): void;
+  /** The program has ended: script may. */
+  leave(): void;
 }
 
 function terminal(stage: Stage, file: string): Terminal {
@@ -28,8 +30,9 @@ function terminal(stage: Stage, file: string): Terminal {
   const keys = `${PRIVATE}/top.keys`;
   writeFileSync(tty, "");
   stage.net.relay.run("sh", ["-c", `rm -f ${keys}; mkfifo ${keys}`]);
-  // The fifo is held open, or script would take its end for that of the terminal.
-  const inside = `tty > ${tty}; stty cols 100 rows 30; exec ${process.execPath} ${MAIN} top -f ${file}`;
+  // The fifo is held open, or script would take its end for that of the terminal. Behind the program the shell
+  // stays: of a terminal that nobody is in any more, script reads for 10 ms what it has left.
+  const inside = `tty > ${tty}; stty cols 100 rows 30; ${process.execPath} ${MAIN} top -f ${file}; ended=$?; while [ -e ${tty} ]; do sleep 0.1; done; exit $ended`;
   const program = stage.spawn(stage.net.relay, "sh", "-c", `exec script -qfe -c '${inside}' /dev/null 0<>${keys}`);
   const name = (): string => readFileSync(tty, "utf8").trim();
   return {
@@ -42,6 +45,7 @@ function terminal(stage: Stage, file: string): Terminal {
     },
     resize: (columns, rows) => void stage.net.relay.run("stty", ["-F", name(), "cols", `${columns}`, "rows", `${rows}`]),
     press: (key) => writeFileSync(keys, key),
+    leave: () => rmSync(tty),
   };
 }
 
@@ -60,11 +64,11 @@ scenario("top in a terminal: it draws, follows the size, the process, and a key"
   await stage.relay(settings);
   await eventually("it is live again", () => /live [0-9:]{8}Z/.test(top.frame()[0]!) && !/not live/.test(top.frame()[0]!));
   top.press("q");
-  const { code } = await top.program.exited;
-  assert.equal(code, 0);
   const at = (code: string): number => top.program.output.lastIndexOf(`\u001b[?${code}`);
-  assert.ok(at("1049h") >= 0 && at("1049l") > at("1049h"), "the terminal has its screen back");
-  assert.ok(at("25h") > at("25l"), "and its cursor");
+  await eventually("the terminal has its screen back, and its cursor", () => at("1049l") > at("1049h") && at("25h") > at("25l"));
+  assert.ok(at("1049h") >= 0);
+  top.leave();
+  assert.equal((await top.program.exited).code, 0);
 });
 
 scenario("top without a terminal: a line each second, until nobody reads", async (stage) => {
