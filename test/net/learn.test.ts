@@ -116,6 +116,18 @@ scenario("rules that are managed stay as they are while something is learnt", as
   assert.equal(await outcome(stage.net.relay, SERVER[4], 80), "ECONNREFUSED");
 });
 
+scenario("rules that are set anew have forgotten it: who fails again is learnt again", async (stage) => {
+  stage.upstream({ protocol: "socks5", refuse: 5 }, PROXY[4], PORT);
+  const settings = { proxy_url: `socks5://${PROXY[4]}:${PORT}`, mark: MARK, connect: { learn: true, learn_for: "1m" } };
+  const firewall = firewallOf(stage, settings);
+  await stage.relay(settings);
+  assert.equal(await outcome(stage.net.relay, SERVER[4], 80), "success");
+  await eventually("it is learnt", () => learnt(stage).includes(place(SERVER[4], 80)));
+  firewall.apply("nft");
+  assert.ok(!learnt(stage).includes("elements"), "the maps are new");
+  await eventually("it is learnt again", async () => (await outcome(stage.net.relay, SERVER[4], 80)) === "ECONNREFUSED");
+});
+
 scenario("what the upstream says nothing of is not learnt, nor is anything without rules; that is said", async (stage) => {
   const settings = { proxy_url: `socks5://${PROXY[4]}:${PORT}`, mark: MARK, connect: { learn: true } };
   const rules = firewallOf(stage, settings);

@@ -101,6 +101,20 @@ test("it is forgotten as its time is over, when it succeeds, and when the mode e
   assert.equal(it.learner.size, 0);
 });
 
+test("what fails again, though the kernel was told, is told again for the time that is left", async (t) => {
+  const it = stage(t);
+  const fail = (cause: Cause) => it.learner.hear(record(ENDED, "192.0.2.1", cause));
+  fail("refused");
+  await it.pass(500);
+  fail("refused");
+  await it.pass(600);
+  assert.equal(it.batches.length, 1, "those who were on their way");
+  for (let i = 0; i < 10; i++) fail("host-unreachable");
+  await it.pass(500);
+  assert.deepEqual(it.batches.slice(1), ["add element inet transplice learnt4 { 192.0.2.1 . 80 timeout 3900ms : goto learnt_refused }\n"]);
+  assert.equal(it.learner.size, 1);
+});
+
 test("it is bounded, and nft is never told more than a batch at a time, nor all the time", async (t) => {
   const it = stage(t);
   for (let i = 0; i < LEARNT_MAX + 1000; i++) it.learner.hear(record(ENDED, `10.1.${i >> 8}.${i & 255}`, "refused"));

@@ -26,6 +26,8 @@ const COMMANDS_MAX = 2 * LEARNT_MAX;
 const PAUSE_MS = 100;
 /** nft would not: there are no such rules, or no rights. It is not asked all the time. */
 const REFUSED_MS = 5000;
+/** What fails again so long after it was told was not rejected: the kernel has lost it, or never had it. */
+const LOST_MS = 1000;
 
 export interface LearnerSeams {
   readonly log: Log;
@@ -41,6 +43,7 @@ interface Lesson {
   readonly place: string;
   readonly chain: string;
   readonly untilMs: number;
+  toldMs: number;
 }
 
 export class Learner {
@@ -94,13 +97,19 @@ export class Learner {
       this.#succeeded(key);
       return;
     }
-    if (this.#lessons.has(key) || this.#lessons.size >= LEARNT_MAX) return;
-    const lesson = {
-      sockaddr, chain: chain!, place: `${learntMap(address.length === 4 ? 4 : 6)} { ${key}`, untilMs: this.#now() + this.#ms,
-    };
-    this.#lessons.set(key, lesson);
-    this.#learnt.count(sockaddr, 0, 1);
-    this.#tell(`add element ${NFT_TABLE} ${lesson.place} timeout ${this.#ms}ms : goto ${lesson.chain} }\n`);
+    const now = this.#now();
+    let lesson = this.#lessons.get(key);
+    if (lesson === undefined) {
+      if (this.#lessons.size >= LEARNT_MAX) return;
+      const place = `${learntMap(address.length === 4 ? 4 : 6)} { ${key}`;
+      lesson = { sockaddr, chain: chain!, place, untilMs: now + this.#ms, toldMs: -Infinity };
+      this.#lessons.set(key, lesson);
+      this.#learnt.count(sockaddr, 0, 1);
+    }
+    // Rules that are set anew have empty maps. Of many who were on their way, one is enough.
+    if (now - lesson.toldMs < LOST_MS) return;
+    lesson.toldMs = now;
+    this.#tell(`add element ${NFT_TABLE} ${lesson.place} timeout ${Math.ceil(lesson.untilMs - now)}ms : goto ${lesson.chain} }\n`);
   }
 
   #succeeded(key: string): void {
