@@ -9,7 +9,7 @@
 import { request } from "node:http";
 import { Socket } from "node:net";
 import { getSystemErrorName } from "node:util";
-import { EINPROGRESS, EPERM, MSG_DONTWAIT, SO_MARK, SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM, SOCKADDR_SIZE, SOL_SOCKET } from "../../native-bindings/constants.ts";
+import { EINPROGRESS, ENETUNREACH, EPERM, MSG_DONTWAIT, SO_MARK, SOCK_CLOEXEC, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOCKADDR_SIZE, SOL_SOCKET } from "../../native-bindings/constants.ts";
 import { CONNTRACK_REQUEST_BYTES, originalPort, writeConntrackGet } from "../../native-bindings/nfnetlink-conntrack.ts";
 import { AF_NETLINK, NETLINK_NETFILTER, SOCK_RAW } from "../../native-bindings/nfnetlink-queue.ts";
 import type { Syscalls } from "../../native-bindings/syscalls.ts";
@@ -63,6 +63,17 @@ export function dial(sys: Syscalls, to: SocketAddress, { mark, uid }: Identity):
   const socket = new Socket({ fd, readable: true, writable: true });
   socket.on("error", () => {});
   return { fd, socket };
+}
+
+/** Whether the kernel has a way there: connect() of a socket for datagrams looks for one, and sends nothing (udp(7)). */
+export function isRouted(sys: Syscalls, to: Pick<SocketAddress, "bytes">): boolean {
+  const fd = sys.socket(to.bytes[0]!, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return true; // Nothing is known.
+  const memory = sys.memory(SOCKADDR_SIZE);
+  memory.bytes.set(to.bytes);
+  const result = sys.connect(fd, memory, 0, to.bytes.length);
+  sys.close(fd);
+  return result !== -ENETUNREACH;
 }
 
 export interface ProbeOptions {

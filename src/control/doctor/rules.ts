@@ -18,7 +18,7 @@ import { redirections, type Redirection, takers } from "../firewall/others.ts";
 import type { FirewallPlan } from "../firewall/plan.ts";
 import { capable, type FirewallBackend, Refusal, tool } from "../firewall/tools.ts";
 import { sysctl } from "../host.ts";
-import { dial, landing } from "../probe.ts";
+import { dial, isRouted, landing } from "../probe.ts";
 
 /** What the findings are about. */
 export interface Setup {
@@ -281,7 +281,9 @@ async function arrive(
 ): Promise<"here" | "elsewhere" | "silence" | "nobody" | "unlike" | "unrouted"> {
   const dialled = dial(sys, to, { mark: null, uid });
   if (typeof dialled === "number") {
-    return dialled === -EPERM ? "unlike" : dialled === -ENETUNREACH ? "unrouted" : "silence";
+    // A way is nobody's in particular.
+    if (dialled === -EPERM) return isRouted(sys, to) ? "unlike" : "unrouted";
+    return dialled === -ENETUNREACH ? "unrouted" : "silence";
   }
   const { fd, socket } = dialled;
   try {
