@@ -166,8 +166,7 @@ async function check({ file, overrides, reading }: Command & { kind: "check" }):
   }
   for (const warning of loaded.warnings) process.stderr.write(`warning: ${problemText(warning)}\n`);
   // It may be another host's file.
-  const { user, group } = loaded.config;
-  const account = user === null && group === null ? null : accountOf(loaded.config);
+  const account = accountOf(loaded.config);
   if (account !== null && "wrong" in account) process.stderr.write(`warning: ${file}: ${account.wrong}\n`);
   // redsocks -t has nothing to say of a good file.
   if (reading.as !== "redsocks") process.stdout.write(`${existsSync(file) ? file : "the environment"}: OK\n`);

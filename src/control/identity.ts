@@ -90,8 +90,9 @@ export type Taken =
 /** The configuration's user (null: none is named) and group on this host, and the user's line of passwd(5). */
 type Account = { readonly uid: number | null; readonly gid: number; readonly found: readonly string[] | null };
 
-/** `user` or `group` is set. */
-export function accountOf({ user, group }: Config): Account | { readonly wrong: string } {
+/** null: neither is set. */
+export function accountOf({ user, group }: Config): Account | { readonly wrong: string } | null {
+  if (user === null && group === null) return null;
   const found = user === null ? null : entryOf("passwd", user);
   const uid = user === null ? null : idOf(user, found);
   if (uid === null && user !== null) {
@@ -113,8 +114,8 @@ export function accountOf({ user, group }: Config): Account | { readonly wrong: 
 export function takeOn(sys: Syscalls, config: Config, own: readonly { readonly path: string; readonly must: boolean }[]): Taken {
   const { user, group } = config;
   const nothing = { kept: null, warnings: [] };
-  if (user === null && group === null) return nothing;
   const account = accountOf(config);
+  if (account === null) return nothing;
   if ("wrong" in account) return account;
   const { uid, gid, found } = account;
   if ((uid === null || uid === process.getuid!()) && (group === null || gid === process.getgid!())) return nothing;

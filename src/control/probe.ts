@@ -66,7 +66,7 @@ export function dial(sys: Syscalls, to: SocketAddress, { mark, uid }: Identity):
 }
 
 /** Whether the kernel has a way there: connect() of a socket for datagrams looks for one, and sends nothing (udp(7)). */
-export function isRouted(sys: Syscalls, to: Pick<SocketAddress, "bytes">): boolean {
+export function hasRoute(sys: Syscalls, to: Pick<SocketAddress, "bytes">): boolean {
   const fd = sys.socket(to.bytes[0]!, SOCK_DGRAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return true; // Nothing is known.
   const memory = sys.memory(SOCKADDR_SIZE);

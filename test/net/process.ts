@@ -149,10 +149,15 @@ export class Process {
 
   /** User and system time since it started, in seconds. */
   cpuSeconds(): number {
-    const stat = readFileSync(`/proc/${this.pid}/stat`, "utf8");
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-    return (Number(fields[11]) + Number(fields[12])) / 100; // USER_HZ is 100 wherever node runs.
+    return (statField(`${this.pid}`, 14) + statField(`${this.pid}`, 15)) / 100; // USER_HZ is 100 wherever node runs.
   }
+}
+
+/** A field of proc_pid_stat(5), by its number there (from 4 on: numbers), of a process ("7") or a thread ("7/task/8"). */
+export function statField(of: string, field: number): number {
+  const stat = readFileSync(`/proc/${of}/stat`, "utf8");
+  // Counted behind the name, which is the second and may have anything in it.
+  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[field - 3]);
 }
 
 export function describe(exit: Exit): string {

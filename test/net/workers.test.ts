@@ -7,6 +7,7 @@ import { readdirSync, readFileSync } from "node:fs";
 import { SCHED_BATCH, SCHED_OTHER } from "../../native-bindings/constants.ts";
 import { connect, eventually, PATIENCE_MS, type Peer, sleep } from "./actors.ts";
 import { SERVER } from "./network.ts";
+import { statField } from "./process.ts";
 import { Faults, type Relay } from "./relay.ts";
 import { scenario, type Stage } from "./scenario.ts";
 
@@ -118,11 +119,8 @@ scenario("main makes way for the workers, and for one that takes another's place
   for (const client of clients) client.destroy();
 });
 
-/** By thread: proc_pid_stat(5), field 41, counted behind the name, which is the second. */
-function policyOf(pid: number, tid: string): number {
-  const stat = readFileSync(`/proc/${pid}/task/${tid}/stat`, "utf8");
-  return Number(stat.slice(stat.lastIndexOf(")") + 2).split(" ")[41 - 3]);
-}
+const POLICY = 41;
+const policyOf = (pid: number, tid: string): number => statField(`${pid}/task/${tid}`, POLICY);
 
 /** The policies of the threads of the data plane. */
 function workersOf(pid: number): Map<string, number> {

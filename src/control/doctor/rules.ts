@@ -18,7 +18,7 @@ import { redirections, type Redirection, takers } from "../firewall/others.ts";
 import type { FirewallPlan } from "../firewall/plan.ts";
 import { capable, type FirewallBackend, Refusal, tool } from "../firewall/tools.ts";
 import { sysctl } from "../host.ts";
-import { dial, isRouted, landing } from "../probe.ts";
+import { dial, hasRoute, landing } from "../probe.ts";
 
 /** What the findings are about. */
 export interface Setup {
@@ -282,7 +282,7 @@ async function arrive(
   const dialled = dial(sys, to, { mark: null, uid });
   if (typeof dialled === "number") {
     // A way is nobody's in particular.
-    if (dialled === -EPERM) return isRouted(sys, to) ? "unlike" : "unrouted";
+    if (dialled === -EPERM) return hasRoute(sys, to) ? "unlike" : "unrouted";
     return dialled === -ENETUNREACH ? "unrouted" : "silence";
   }
   const { fd, socket } = dialled;
